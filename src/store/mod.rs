@@ -8,6 +8,8 @@
 //! checksum fails.
 //! Called by `session` (writes), `upload` (pending messages, cursors), `history` (reads) and `daemon`.
 
+pub mod checksum;
+pub mod schema;
 pub mod types;
 
 pub use types::{
