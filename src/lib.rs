@@ -10,7 +10,21 @@
 //! The failure path is the normal path: every message is durable in the store before it is acknowledged, and the
 //! uploader only ever sends what the store holds.
 
+pub mod check_config;
+pub mod cli;
+pub mod clock;
 pub mod config;
+pub mod daemon;
+pub mod demo;
+pub mod exit;
+pub mod history;
+pub mod intake;
+pub mod manager_api;
 pub mod observe;
 pub mod protocol;
+pub mod send;
+pub mod session;
+pub mod status_command;
 pub mod store;
+pub mod systemd;
+pub mod upload;

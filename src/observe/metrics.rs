@@ -188,9 +188,54 @@ impl Label for RejectReason {
     }
 }
 
-/// Everything that is counted.
-#[derive(Default, Debug)]
-pub struct Metrics {
+/// The value of a metric.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Value {
+    /// One number.
+    One(u64),
+    /// A number per value of a label.
+    Each(Vec<(&'static str, u64)>),
+}
+
+trait Measured {
+    fn value(&self) -> Value;
+}
+
+impl Measured for Counter {
+    fn value(&self) -> Value {
+        Value::One(self.get())
+    }
+}
+
+impl Measured for Gauge {
+    fn value(&self) -> Value {
+        Value::One(self.get())
+    }
+}
+
+impl<L: Label> Measured for Family<L> {
+    fn value(&self) -> Value {
+        Value::Each(self.iter().collect())
+    }
+}
+
+macro_rules! metrics {
+    ($($(#[doc = $doc:literal])+ pub $name:ident: $kind:ty,)+) => {
+        /// Everything that is counted.
+        #[derive(Default, Debug)]
+        pub struct Metrics { $($(#[doc = $doc])+ pub $name: $kind,)+ }
+
+        impl Metrics {
+            /// Every metric with its name and its value now, in the order of their definition.
+            #[must_use]
+            pub fn values(&self) -> Vec<(&'static str, Value)> {
+                vec![$((stringify!($name), self.$name.value()),)+]
+            }
+        }
+    };
+}
+
+metrics! {
     /// What came in: messages, transcripts and events, refused lines included.
     pub received: Counter,
     /// What of it did not become a message.
@@ -207,7 +252,6 @@ pub struct Metrics {
     pub pending: Gauge,
     /// Transcripts waiting for their item.
     pub held: Gauge,
-
     /// Connections accepted.
     pub connections_total: Counter,
     /// Connections open.
@@ -234,14 +278,12 @@ pub struct Metrics {
     pub agent_errors: Counter,
     /// Lines that producers dropped before they reached the daemon, by their own word.
     pub producer_dropped: Counter,
-
     /// Session actors alive.
     pub sessions_open: Gauge,
     /// Sessions opened or re-opened.
     pub sessions_started: Counter,
     /// Sessions ended, idle ones included.
     pub sessions_ended: Counter,
-
     /// Transactions committed.
     pub commits: Counter,
     /// Writes of sessions committed.
@@ -260,7 +302,6 @@ pub struct Metrics {
     pub cursors_lost: Counter,
     /// Messages deleted by age or size.
     pub messages_pruned: Counter,
-
     /// Attempts to report.
     pub attempts: Family<AttemptOutcome>,
     /// Attempts whose answer was lost after the body was sent: possible duplicates.

@@ -107,6 +107,8 @@ pub struct Message {
     pub interrupted: bool,
     /// Decoded audio, when the line carried valid base64.
     pub audio: Option<Vec<u8>>,
+    /// The line carried audio that is no strict base64: the text is kept without it, and that is counted.
+    pub audio_invalid: bool,
     /// What else the producer said of it (confidence, metrics, metadata): the text of one JSON object.
     pub extra: Option<String>,
 }

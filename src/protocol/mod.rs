@@ -5,11 +5,20 @@
 //! the field, never a guess. No refusal echoes content.
 //! Called by `intake` (decoding, replies) and `session` (events).
 
+pub mod decode;
 pub mod event;
+mod extra;
+mod fields;
 pub mod identity;
+mod livekit;
+pub mod reply;
+pub mod text;
+mod time;
 
+pub use decode::{DecodeOptions, decode};
 pub use event::{
     ChatType, Command, Flush, FlushLevel, Line, LiveKitEvent, Message, Refusal, RefusalCode, SessionEnd, SessionStart, Target,
     Transcript, UnixMillis,
 };
 pub use identity::{MacAddress, SessionId, SessionIdentity};
+pub use reply::Reply;

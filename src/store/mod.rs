@@ -7,13 +7,51 @@
 //! Refuses: to change rows in place on the hot path, to delete what is undelivered, to answer from a row whose
 //! checksum fails.
 //! Called by `session` (writes), `upload` (pending messages, cursors), `history` (reads) and `daemon`.
+//!
+//! Who counts what: the store counts `pending` and `held` (up when a write is accepted, durable or on the shelf),
+//! `skipped{overloaded}` (received items of refused writes), `skipped{kept_only}`, `skipped{expired}`; and, in
+//! [`Store::advance`], `delivered` and `rejected`. Everything else (`received`, `skipped{superseded}`, …) is the caller's.
 
+mod apply;
+mod arrivals;
 pub mod checksum;
+mod clock;
+mod directory;
+mod error;
+mod failure;
+mod files;
+mod group;
+mod handle;
+mod health;
+mod housekeeping;
+mod inbox;
+mod lock;
+mod open;
+mod readers;
+mod reads;
+mod record;
+mod repair;
+mod retention;
+mod rows;
+pub mod salvage;
 pub mod schema;
+mod sessions;
+mod shared;
+mod shelf;
+mod start;
 pub mod types;
+mod writer;
 
+pub use arrivals::Arrivals;
+pub use error::{BindError, StoreError};
+pub use handle::{Committed, Passed, Store};
+pub use health::{CloseReport, Failing, StoreHealth};
+pub use record::{HeldTranscriptRecord, MessageState, SessionSnapshot, TranscriptMessage};
 pub use types::{
     Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, OpenedSession,
     PendingMessage, RejectReason, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled, StreamTaken, WaitingDevice,
     WriterEpoch,
 };
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,8 @@ pub mod flags {
 /// The tables of version 1. Times are milliseconds since the Unix epoch; `*_ms` columns are wall clock.
 ///
 /// * `messages.id` is given out by the writer and is never used again (`counters.next_row` guards against reuse after
-///   the youngest rows were deleted). `crc` is the CRC-32 of the row (`store::checksum`).
+///   the youngest rows were deleted). `crc` is the CRC-32 of the row (`store::checksum`). The partial index
+///   `messages_kept` holds the few rows that are never sent, so that pending ones are counted without reading rows.
 /// * `cursors`: every row up to `row` is delivered or listed in `rejected`.
 /// * `held`: final transcripts that wait for their item; not in the message order.
 /// * `streams`: one row a stream, the highest settled line.
@@ -59,6 +60,7 @@ CREATE TABLE messages (
   crc INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX messages_by_session ON messages (session, id);
+CREATE INDEX messages_kept ON messages (session, id) WHERE flags & 4;
 CREATE TABLE cursors (
   session INTEGER PRIMARY KEY,
   row INTEGER NOT NULL,

@@ -1,6 +1,6 @@
 //! What goes into the store and what comes out of it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -37,13 +37,15 @@ pub struct SessionHandle {
     pub identity: SessionIdentity,
     cursor: Mutex<Cursor>,
     pending: AtomicU64,
+    /// No row of the session in the database is younger.
+    stored: AtomicI64,
 }
 
 impl SessionHandle {
     /// A handle; only the store makes them.
     #[must_use]
     pub fn new(key: SessionKey, identity: SessionIdentity, cursor: Cursor, pending: u64) -> Self {
-        Self { key, identity, cursor: Mutex::new(cursor), pending: AtomicU64::new(pending) }
+        Self { key, identity, cursor: Mutex::new(cursor), pending: AtomicU64::new(pending), stored: AtomicI64::new(i64::MAX) }
     }
 
     /// How far it is delivered, as the uploader last knew.
@@ -61,6 +63,24 @@ impl SessionHandle {
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Whether the database may hold rows after the cursor.
+    pub(super) fn may_have_stored(&self, after: RowId) -> bool {
+        self.stored.load(Ordering::Acquire) > after.0
+    }
+
+    /// A handle starts without knowledge of its rows; the writer tells it.
+    pub(super) fn set_stored(&self, newest: RowId) {
+        self.stored.store(newest.0, Ordering::Release);
+    }
+
+    pub(super) fn note_stored(&self, newest: RowId) {
+        self.stored.fetch_max(newest.0, Ordering::AcqRel);
+    }
+
+    pub(super) fn set_pending(&self, count: u64) {
+        self.pending.store(count, Ordering::Relaxed);
     }
 
     pub(super) fn add_pending(&self, count: u64) {

@@ -1,0 +1,106 @@
+//! Writes backups beside everything else: of a session that ended, and once more when its last message is through.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::backup::{Backup, BackupError};
+use crate::config::Settings;
+use crate::observe::Metrics;
+use crate::store::{RowId, SessionKey, Store, StoreError};
+
+/// Sessions whose backup is to be written. Asking twice before it is written writes once: bounded by the sessions.
+#[derive(Clone, Default)]
+pub struct BackupRequests(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    sessions: Mutex<BTreeSet<SessionKey>>,
+    asked: Notify,
+    finishing: CancellationToken,
+}
+
+impl BackupRequests {
+    /// Asks for a session's backup.
+    pub fn request(&self, session: SessionKey) {
+        self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner).insert(session);
+        self.0.asked.notify_one();
+    }
+
+    /// What was asked for until now is still written; then [`run`] ends.
+    pub fn finish(&self) {
+        self.0.finishing.cancel();
+    }
+
+    fn take(&self) -> Option<SessionKey> {
+        self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner).pop_first()
+    }
+}
+
+/// Messages read per page.
+const PAGE: usize = 200;
+
+/// Why a backup was not written.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    #[error("the thread that writes backups died")]
+    Thread,
+}
+
+/// Writes the backup of a session, page by page. A session that is gone by now needs none.
+async fn back_up(store: &Store, key: SessionKey, directory: PathBuf) -> Result<(), Failure> {
+    let Some(session) = store.snapshot(key).await? else { return Ok(()) };
+    let mut backup = blocking(move || Backup::begin(&directory, &session)).await?;
+    let mut after = RowId::default();
+    loop {
+        let page = store.transcript(key, after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.row;
+        backup = blocking(move || page.iter().try_for_each(|message| backup.message(message)).map(|()| backup)).await?;
+    }
+    blocking(move || backup.commit()).await?;
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, BackupError> + Send + 'static) -> Result<T, Failure> {
+    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| Failure::Thread)??)
+}
+
+/// Writes backups until [`BackupRequests::finish`].
+pub async fn run(requests: BackupRequests, store: Store, settings: watch::Receiver<Arc<Settings>>, metrics: Arc<Metrics>) {
+    let root = settings.borrow().backup.directory.clone();
+    let _ = tokio::task::spawn_blocking(move || super::backup::remove_leftovers(&root)).await;
+    loop {
+        while let Some(session) = requests.take() {
+            let backup = settings.borrow().backup.clone();
+            if !backup.enabled {
+                continue;
+            }
+            match back_up(&store, session, backup.directory).await {
+                Ok(()) => metrics.backups_written.increment(),
+                Err(failure) => {
+                    metrics.backup_errors.increment();
+                    if metrics.backup_errors.get().is_power_of_two() {
+                        warn!(%failure, failures = metrics.backup_errors.get(), "a backup cannot be written (the store keeps the session)");
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            () = requests.0.asked.notified() => {}
+            () = requests.0.finishing.cancelled() => {
+                if requests.0.sessions.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+}

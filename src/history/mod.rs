@@ -1,0 +1,59 @@
+//! What was said, for people: the JSON backup of a session, and its transcript as a readable table.
+//!
+//! Promises: a backup is whole or not there; names are safe for any session id; a session of any length passes through
+//! in constant memory, message by message.
+//! Refuses: to hold a whole session in memory: it reads the store page by page.
+//! Called by `daemon` (backups) and the command line (`demo`, transcripts).
+
+pub mod backup;
+pub mod backup_task;
+mod name;
+pub mod table;
+
+pub use self::backup::{Backup, BackupError};
+pub use self::name::{date_of, file_name};
+use crate::protocol::ChatType;
+pub use crate::store::{
+    HeldTranscriptRecord as HeldRecord, MessageState, SessionSnapshot as SessionRecord, TranscriptMessage as MessageRecord,
+};
+
+impl MessageState {
+    /// All names, in the order of [`Self::index`].
+    pub const NAMES: [&str; 5] = ["pending", "delivered", "rejected", "kept", "damaged"];
+
+    /// Its name in backups and tables.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::Rejected { .. } => "rejected",
+            Self::Kept => "kept",
+            Self::Damaged => "damaged",
+        }
+    }
+
+    /// Its place in [`Self::NAMES`].
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        match self {
+            Self::Pending => 0,
+            Self::Delivered => 1,
+            Self::Rejected { .. } => 2,
+            Self::Kept => 3,
+            Self::Damaged => 4,
+        }
+    }
+}
+
+/// The role of a speaker, as backups and tables name it.
+const fn role(chat_type: ChatType) -> &'static str {
+    match chat_type {
+        ChatType::User => "user",
+        ChatType::Agent => "agent",
+        ChatType::Tool => "tool",
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod sample;

@@ -1,0 +1,525 @@
+//! One producer's connection: reads lines, hands their events to the sessions they name, writes what is to be said.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use super::lines::{LineItem, Lines};
+use super::outbox::Outbox;
+use crate::clock::wall_clock;
+use crate::config::Settings;
+use crate::observe::{Metrics, Skip};
+use crate::protocol::reply::Reply;
+use crate::protocol::{
+    Command, DecodeOptions, Flush, FlushLevel, Line, LiveKitEvent, Refusal, RefusalCode, SessionIdentity, SessionStart, Target,
+    UnixMillis, decode,
+};
+use crate::session::actor::BindRefused;
+use crate::session::{Batch, Entry, Event, Input, ProducerLink, Registry, SessionRef};
+use crate::store::Settled;
+use crate::upload::Deliveries;
+
+/// Lines handed to a session at once.
+const BATCH_LINES: usize = 256;
+
+/// Refused lines in a row after which a connection is ended.
+const MAX_ERRORS_IN_A_ROW: u32 = 20;
+
+/// Flushes one connection may have under way.
+const MAX_FLUSHES: usize = 64;
+
+/// How long a client that will send nothing more may wait for its last acks.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// What every connection works with.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// The sessions.
+    pub registry: Registry,
+    /// Asked by `flush`.
+    pub deliveries: Deliveries,
+    /// The settings of the moment.
+    pub settings: watch::Receiver<Arc<Settings>>,
+    /// The books.
+    pub metrics: Arc<Metrics>,
+    /// The daemon is stopping: say so, read what is there, end.
+    pub draining: CancellationToken,
+    /// The time for that is over.
+    pub cut_off: CancellationToken,
+}
+
+struct Bound {
+    identity: SessionIdentity,
+    session: SessionRef,
+    stream: Option<Arc<str>>,
+    ack: Option<bool>,
+}
+
+/// Lines that wait to be handed over together.
+struct Gathered {
+    identity: SessionIdentity,
+    entries: Vec<Entry>,
+    last_seq: Option<u64>,
+}
+
+/// What a look into the socket's buffer found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Read {
+    /// It is empty now.
+    Empty,
+    /// There may be more.
+    More,
+    /// Nothing more is to be read, ever.
+    Ended,
+}
+
+/// Serves one connection until it ends.
+pub struct Connection {
+    stream: UnixStream,
+    lines: Lines,
+    outbox: Arc<Outbox>,
+    link: Arc<ProducerLink>,
+    around: Surroundings,
+    flushes: TaskTracker,
+    bound: Option<Bound>,
+    /// The session unbound lines last named, so that it is not looked up for each.
+    named: Option<(SessionIdentity, SessionRef)>,
+    gathered: Option<Gathered>,
+    errors_in_a_row: u32,
+    /// The wall clock when the bytes being worked on were read.
+    read_at: UnixMillis,
+}
+
+impl Connection {
+    /// A connection that was just accepted.
+    #[must_use]
+    pub fn new(stream: UnixStream, around: Surroundings) -> Self {
+        let max_line_bytes = around.settings.borrow().socket.max_line_bytes;
+        Self {
+            stream,
+            lines: Lines::new(max_line_bytes),
+            outbox: Outbox::new(Arc::clone(&around.metrics)),
+            link: Arc::default(),
+            around,
+            flushes: TaskTracker::new(),
+            bound: None,
+            named: None,
+            gathered: None,
+            errors_in_a_row: 0,
+            read_at: UnixMillis(0),
+        }
+    }
+
+    /// Works until the client is gone, a fatal error was said, or the daemon stops.
+    pub async fn run(mut self) {
+        let ended = self.converse().await;
+        if let Err(error) = ended {
+            debug!(%error, "a client is gone");
+        }
+        self.leave_session().await;
+    }
+
+    async fn converse(&mut self) -> io::Result<()> {
+        let outbox = Arc::clone(&self.outbox);
+        let draining = self.around.draining.clone();
+        let cut_off = self.around.cut_off.clone();
+        loop {
+            let written = outbox.write_to(&self.stream)?;
+            if outbox.is_closing() {
+                return self.say_last_words().await;
+            }
+            tokio::select! {
+                readable = self.stream.readable() => {
+                    readable?;
+                    if self.read().await? == Read::Ended {
+                        return self.say_last_words().await;
+                    }
+                }
+                () = outbox.changed() => {}
+                writable = self.stream.writable(), if !written => writable?,
+                () = draining.cancelled() => {
+                    outbox.say(&Reply::Draining);
+                    // What the client has written is in our buffer already: read until it is empty.
+                    while !cut_off.is_cancelled() && self.read().await? == Read::More {}
+                    return self.say_last_words().await;
+                }
+            }
+        }
+    }
+
+    /// Takes what is there, at most a few buffers, so that many connections share the thread.
+    async fn read(&mut self) -> io::Result<Read> {
+        for _ in 0..4 {
+            match self.stream.try_read_buf(self.lines.read_target()) {
+                Ok(0) => {
+                    self.work_off(true).await;
+                    return Ok(Read::Ended);
+                }
+                Ok(_) => {
+                    self.work_off(false).await;
+                    if self.outbox.is_closing() {
+                        return Ok(Read::Ended);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.lines.release();
+                    return Ok(Read::Empty);
+                }
+                Err(error) => {
+                    self.work_off(true).await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Read::More)
+    }
+
+    /// Every complete line in the buffer; at the end of the stream the last one, too.
+    async fn work_off(&mut self, at_end: bool) {
+        let mut lines = std::mem::replace(&mut self.lines, Lines::new(0));
+        self.read_at = wall_clock();
+        let options = DecodeOptions::at(self.read_at, self.around.settings.borrow().manager_api.send_tools);
+        loop {
+            if self.outbox.is_closing() || self.link.is_cut() {
+                break;
+            }
+            let item = match lines.next_line() {
+                Some(item) => item,
+                None if at_end => match lines.finish() {
+                    Some(item) => item,
+                    None => break,
+                },
+                None => break,
+            };
+            self.around.metrics.lines.increment();
+            let (number, decoded) = match item {
+                LineItem::Line { number, bytes } => (number, decode(bytes, &options)),
+                LineItem::TooLong { number } => (number, Err(too_long(self.around.settings.borrow().socket.max_line_bytes))),
+            };
+            match decoded {
+                Ok(line) => {
+                    if let Err(refusal) = self.take(line, number).await {
+                        self.refuse(refusal, number).await;
+                    } else {
+                        self.errors_in_a_row = 0;
+                    }
+                }
+                Err(refusal) => self.refuse(refusal, number).await,
+            }
+        }
+        self.hand_over().await;
+        self.lines = lines;
+    }
+
+    async fn take(&mut self, line: Line, number: u64) -> Result<(), Refusal> {
+        let Line { seq, target, command } = line;
+        let event = match command {
+            Command::Ping { id } => {
+                self.outbox.say(&Reply::Pong { id });
+                return self.settle_control(seq, Event::Nothing).await;
+            }
+            Command::SessionStart(start) => return self.start(start, &target, seq, number).await,
+            Command::Flush(flush) => {
+                let identity = self.identity(&target, seq)?;
+                self.flush(flush, &identity, seq).await;
+                return self.settle_control(seq, Event::Nothing).await;
+            }
+            Command::SessionEnd(end) => Event::End(end),
+            Command::Message(message) => Event::Message(message),
+            Command::LiveKit(event) => Event::LiveKit(event),
+        };
+        let identity = self.identity(&target, seq)?;
+        self.count(&event);
+        self.gather(identity, Entry { seq, event }).await;
+        Ok(())
+    }
+
+    /// The session a line belongs to.
+    fn identity(&self, target: &Target, seq: Option<u64>) -> Result<SessionIdentity, Refusal> {
+        let bound = self.bound.as_ref();
+        let not_bound = || {
+            Refusal {
+            code: RefusalCode::NotBound,
+            field: None,
+            message: "the line names no session and the connection is bound to none (send session_start first, or give mac_address and session_id)".into(),
+            seq,
+        }
+        };
+        let mac = target.mac.or_else(|| {
+            let same_session = |bound: &&Bound| target.session_id.as_ref().is_none_or(|id| *id == bound.identity.session_id);
+            bound.filter(same_session).map(|bound| bound.identity.mac)
+        });
+        let session_id = target.session_id.clone().or_else(|| {
+            let same_device = |bound: &&Bound| target.mac.is_none_or(|mac| mac == bound.identity.mac);
+            bound.filter(same_device).map(|bound| bound.identity.session_id.clone())
+        });
+        let (Some(mac), Some(session_id)) = (mac, session_id) else { return Err(not_bound()) };
+        let identity = SessionIdentity { mac, session_id };
+        match bound {
+            Some(bound) if seq.is_some() && bound.stream.is_some() && bound.identity != identity => Err(Refusal {
+                code: RefusalCode::BadField,
+                field: Some("session_id".into()),
+                message:
+                    "a numbered line names another session than its stream belongs to (leave out seq, or use a stream of its own)"
+                        .into(),
+                seq,
+            }),
+            _ => Ok(identity),
+        }
+    }
+
+    /// Books what came in.
+    fn count(&self, event: &Event) {
+        let metrics = &self.around.metrics;
+        metrics.received.add(event.weight());
+        let (replaced, bad_audio) = match event {
+            Event::Message(message) | Event::LiveKit(LiveKitEvent::Item(message)) => {
+                (message.time_replaced, message.audio_invalid)
+            }
+            Event::LiveKit(LiveKitEvent::FinalTranscript(transcript)) => (transcript.time_replaced, false),
+            _ => (false, false),
+        };
+        if replaced {
+            metrics.times_replaced.increment();
+        }
+        if bad_audio {
+            metrics.audio_invalid.increment();
+        }
+    }
+
+    async fn gather(&mut self, identity: SessionIdentity, entry: Entry) {
+        if self.gathered.as_ref().is_some_and(|gathered| gathered.entries.len() >= BATCH_LINES || gathered.identity != identity) {
+            self.hand_over().await;
+        }
+        let gathered = self.gathered.get_or_insert_with(|| Gathered { identity, entries: Vec::new(), last_seq: None });
+        gathered.last_seq = entry.seq.or(gathered.last_seq);
+        gathered.entries.push(entry);
+    }
+
+    /// A control line's number takes its place in the order of the stream.
+    async fn settle_control(&mut self, seq: Option<u64>, event: Event) -> Result<(), Refusal> {
+        if let Some(number) = seq {
+            match self.bound.as_ref().map(|bound| bound.identity.clone()) {
+                Some(identity) => self.gather(identity, Entry { seq, event }).await,
+                None => self.settle_unbound(number),
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_unbound(&self, seq: u64) {
+        let ticket = self.outbox.open(seq);
+        self.outbox.settle(ticket);
+    }
+
+    /// Hands the gathered lines to their session.
+    async fn hand_over(&mut self) {
+        let Some(Gathered { identity, entries, last_seq }) = self.gathered.take() else { return };
+        let bound = self.bound.as_ref().filter(|bound| bound.identity == identity);
+        let stream = bound.and_then(|bound| bound.stream.clone());
+        let wants_acks = self.bound.as_ref().and_then(|bound| bound.ack).unwrap_or(true);
+        let ticket = last_seq.filter(|_| wants_acks).map(|seq| self.outbox.open(seq));
+        let lines = entries.len() as u64;
+        let fatal = stream.is_some() && last_seq.is_some();
+        let (outbox, link) = (Arc::clone(&self.outbox), Arc::clone(&self.link));
+        let on_settled = Box::new(move |settled| match (settled, ticket) {
+            (Settled::Durable, Some(ticket)) => outbox.settle(ticket),
+            (Settled::Durable, None) => {}
+            (Settled::Overloaded, _) => {
+                if fatal {
+                    link.cut();
+                }
+                outbox.overloaded(lines, last_seq, fatal);
+            }
+        });
+        let batch = Batch { entries, stream, link: Arc::clone(&self.link), recorded: self.read_at, on_settled };
+        let Ok(session) = self.session(&identity) else {
+            self.around.metrics.skipped.add(Skip::Overloaded, batch.entries.iter().map(|entry| entry.event.weight()).sum());
+            (batch.on_settled)(Settled::Overloaded);
+            return;
+        };
+        session.send(Input::Batch(batch)).await;
+    }
+
+    fn session(&mut self, identity: &SessionIdentity) -> Result<SessionRef, ()> {
+        if let Some(bound) = self.bound.as_ref().filter(|bound| bound.identity == *identity) {
+            return Ok(bound.session.clone());
+        }
+        if let Some((_, session)) = self.named.as_ref().filter(|(named, _)| named == identity) {
+            return Ok(session.clone());
+        }
+        let session = self.around.registry.session(identity).map_err(|_| ())?;
+        self.named = Some((identity.clone(), session.clone()));
+        Ok(session)
+    }
+
+    async fn start(&mut self, start: SessionStart, target: &Target, seq: Option<u64>, number: u64) -> Result<(), Refusal> {
+        self.hand_over().await;
+        let Some(identity) = target.identity() else {
+            return Err(Refusal {
+                code: RefusalCode::BadField,
+                field: Some("session_id".into()),
+                message: "session_start needs mac_address and session_id".into(),
+                seq,
+            });
+        };
+        let overloaded =
+            |message: &'static str| Refusal { code: RefusalCode::Overloaded, field: None, message: message.into(), seq };
+        let session = self
+            .around
+            .registry
+            .session(&identity)
+            .map_err(|_| overloaded("too many sessions are open (come back later, or raise session.max_open)"))?;
+        let (reply, answer) = oneshot::channel();
+        let (stream, ack) = (start.stream.as_deref().map(Arc::from), start.ack);
+        session.send(Input::Start { start, recorded: self.read_at, reply }).await;
+        let last_seq = match answer.await {
+            Ok(Ok(last_seq)) => last_seq,
+            Ok(Err(BindRefused::Taken)) => {
+                return Err(Refusal {
+                    code: RefusalCode::BadField,
+                    field: Some("stream".into()),
+                    message: "the stream belongs to another session (use a new random stream for each session)".into(),
+                    seq,
+                });
+            }
+            Ok(Err(BindRefused::Unavailable)) | Err(_) => {
+                self.refuse_fatally(overloaded("the session cannot be opened now (come back later)"), number);
+                return Ok(());
+            }
+        };
+        let known = self.bound.as_ref().is_some_and(|bound| bound.identity == identity);
+        if !known {
+            self.leave_session().await;
+        }
+        self.named = None;
+        self.bound = Some(Bound { identity, session, stream, ack });
+        let max_line_bytes = self.around.settings.borrow().socket.max_line_bytes;
+        self.outbox.say(&Reply::Ready { last_seq, max_line_bytes });
+        self.settle_control(seq, Event::Nothing).await
+    }
+
+    /// Waits beside the connection until the lines before it are durable or delivered, and answers.
+    async fn flush(&mut self, flush: Flush, identity: &SessionIdentity, seq: Option<u64>) {
+        self.hand_over().await;
+        let Flush { id, level, timeout: limit } = flush;
+        let refuse = |reason: &'static str, id: Option<String>| Reply::Flushed {
+            id,
+            delivered: 0,
+            pending: 0,
+            ok: false,
+            reason: Some(reason.into()),
+        };
+        if self.flushes.len() >= MAX_FLUSHES {
+            self.outbox.say(&refuse("too many flushes are under way on this connection", id));
+            return;
+        }
+        let Ok(session) = self.session(identity) else {
+            self.outbox.say(&refuse("too many sessions are open", id));
+            return;
+        };
+        let _ = seq;
+        let (reply, settled) = oneshot::channel();
+        session.send(Input::Barrier { reply }).await;
+        let (outbox, deliveries) = (Arc::clone(&self.outbox), self.around.deliveries.clone());
+        self.flushes.spawn(async move {
+            let deadline = Instant::now() + limit;
+            let answer = match timeout(limit, settled).await {
+                Ok(Ok(Ok(handle))) => match level {
+                    FlushLevel::Durable => Reply::Flushed { id, delivered: 0, pending: handle.pending(), ok: true, reason: None },
+                    FlushLevel::Delivered => {
+                        let outcome = deliveries.wait(handle, deadline).await;
+                        let reason = outcome.reason.map(Into::into);
+                        Reply::Flushed {
+                            id,
+                            delivered: outcome.delivered,
+                            pending: outcome.pending,
+                            ok: reason.is_none(),
+                            reason,
+                        }
+                    }
+                },
+                Ok(Ok(Err(_))) => refuse("the store takes nothing now", id),
+                Ok(Err(_)) => refuse("the daemon is stopping", id),
+                Err(_) => refuse("the time is up before the lines are durable", id),
+            };
+            outbox.say(&answer);
+        });
+    }
+
+    async fn refuse(&mut self, refusal: Refusal, number: u64) {
+        self.errors_in_a_row += 1;
+        if refusal.code == RefusalCode::UnsupportedVersion {
+            self.refuse_fatally(refusal, number);
+            return;
+        }
+        self.book(&refusal);
+        let seq = refusal.seq;
+        self.outbox.say(&Reply::refused(refusal, number, false));
+        // A refused line is settled: in its place, after the lines before it.
+        let _ = self.settle_control(seq, Event::Nothing).await;
+        if self.errors_in_a_row >= MAX_ERRORS_IN_A_ROW {
+            self.hand_over().await;
+            let message = "20 lines in a row were refused (mend the producer and connect again)".into();
+            let refusal = Refusal { code: RefusalCode::TooManyErrors, field: None, message, seq: None };
+            self.around.metrics.refusals.increment(refusal.code);
+            self.outbox.say(&Reply::refused(refusal, number, true));
+        }
+    }
+
+    fn refuse_fatally(&self, refusal: Refusal, number: u64) {
+        self.book(&refusal);
+        self.outbox.say(&Reply::refused(refusal, number, true));
+    }
+
+    fn book(&self, refusal: &Refusal) {
+        let metrics = &self.around.metrics;
+        metrics.received.increment();
+        metrics.skipped.increment(Skip::Refused);
+        metrics.refusals.increment(refusal.code);
+        debug!(code = refusal.code.as_str(), field = refusal.field.as_deref().unwrap_or(""), "a line was refused");
+    }
+
+    async fn leave_session(&mut self) {
+        self.named = None;
+        if let Some(Bound { session, .. }) = self.bound.take() {
+            session.send(Input::ProducerLeft).await;
+        }
+    }
+
+    /// The client sends nothing more (or is sent away): it still gets its acks and answers.
+    async fn say_last_words(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + LINGER;
+        self.flushes.close();
+        let outbox = Arc::clone(&self.outbox);
+        loop {
+            let written = outbox.write_to(&self.stream)?;
+            if written && (outbox.is_closing() || (outbox.is_done() && self.flushes.is_empty())) {
+                return Ok(());
+            }
+            tokio::select! {
+                () = outbox.changed() => {}
+                () = self.flushes.wait(), if !self.flushes.is_empty() => {}
+                writable = self.stream.writable(), if !written => writable?,
+                () = self.around.cut_off.cancelled() => return Ok(()),
+                () = tokio::time::sleep_until(deadline) => return Ok(()),
+            }
+        }
+    }
+}
+
+fn too_long(limit: usize) -> Refusal {
+    Refusal {
+        code: RefusalCode::LineTooLong,
+        field: None,
+        message: format!("the line is longer than {limit} bytes (socket.max_line_bytes)").into(),
+        seq: None,
+    }
+}

@@ -1,0 +1,162 @@
+//! The accept loop: takes connections as long as there is room for them, and says politely when there is none.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::connection::{Connection, Surroundings};
+use super::socket::PathGuard;
+use crate::protocol::RefusalCode;
+use crate::protocol::reply::Reply;
+
+/// First and longest pause after an accept failed for want of descriptors or memory.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// How long clients have after `draining` until their connections are cut.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// The listener and its connections.
+pub struct Listener {
+    socket: UnixListener,
+    path: PathGuard,
+    around: Surroundings,
+    connections: TaskTracker,
+    are_you_alive: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+/// How the daemon reaches the running listener.
+#[derive(Clone)]
+pub struct Intake {
+    ask: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Intake {
+    /// Resolves when the accept loop has gone round: what the watchdog is fed with.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn heartbeat(&self) -> Result<(), ()> {
+        let (answer, alive) = oneshot::channel();
+        self.ask.send(answer).await.map_err(|_| ())?;
+        alive.await.map_err(|_| ())
+    }
+}
+
+impl Listener {
+    /// A listener on a socket that is already listening.
+    #[must_use]
+    pub fn new(socket: UnixListener, path: PathGuard, around: Surroundings) -> (Self, Intake) {
+        let (ask, are_you_alive) = mpsc::channel(4);
+        (Self { socket, path, around, connections: TaskTracker::new(), are_you_alive }, Intake { ask })
+    }
+
+    /// Accepts until `stop`, then drains: what the kernel has queued is accepted, the path goes, clients are told and
+    /// read to their end or for a second, and everything read is with the sessions when this returns.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut pause = PAUSE.0;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = self.socket.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        if pause > PAUSE.0 {
+                            info!("connections are accepted again");
+                            pause = PAUSE.0;
+                        }
+                        self.welcome(stream);
+                    }
+                    Err(error) => self.back_off(&error, &mut pause, &stop).await,
+                },
+                Some(answer) = self.are_you_alive.recv() => { let _ = answer.send(()); }
+            }
+        }
+        self.drain().await;
+    }
+
+    fn welcome(&self, stream: UnixStream) {
+        let settings = self.around.settings.borrow().clone();
+        let metrics = &self.around.metrics;
+        let allowed = &settings.socket.allowed_uids;
+        if !allowed.is_empty() {
+            let uid = stream.peer_cred().map(|peer| peer.uid());
+            if !uid.as_ref().is_ok_and(|uid| allowed.contains(uid)) {
+                metrics.peers_refused.increment();
+                if metrics.peers_refused.get().is_power_of_two() {
+                    warn!(uid = ?uid.ok(), refused = metrics.peers_refused.get(), "a peer is not in socket.allowed_uids and was refused");
+                }
+                return;
+            }
+        }
+        if self.connections.len() >= settings.socket.max_connections {
+            metrics.refusals.increment(RefusalCode::TooManyConnections);
+            let mut line = Vec::new();
+            Reply::Error {
+                code: RefusalCode::TooManyConnections,
+                field: None,
+                message: "socket.max_connections is reached (come back later)".into(),
+                seq: None,
+                line: None,
+                fatal: true,
+            }
+            .encode(&mut line);
+            let _ = stream.try_write(&line);
+            return;
+        }
+        metrics.connections_total.increment();
+        metrics.connections.add(1);
+        let around = self.around.clone();
+        self.connections.spawn(async move {
+            let metrics = Arc::clone(&around.metrics);
+            Connection::new(stream, around).run().await;
+            metrics.connections.subtract(1);
+        });
+    }
+
+    /// Out of descriptors or memory: waiting helps, spinning does not.
+    async fn back_off(&self, error: &io::Error, pause: &mut Duration, stop: &CancellationToken) {
+        let transient =
+            matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock);
+        if transient {
+            return;
+        }
+        if *pause == PAUSE.0 {
+            warn!(%error, "connections cannot be accepted for now (raise LimitNOFILE=, or lower socket.max_connections)");
+        }
+        *pause = (*pause * 2).min(PAUSE.1);
+        tokio::select! {
+            () = tokio::time::sleep(*pause) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn drain(self) {
+        while let Ok((stream, _)) = self.accept_queued() {
+            self.welcome(stream);
+        }
+        let Self { socket, path, around, connections, .. } = self;
+        drop(path);
+        drop(socket);
+        around.draining.cancel();
+        connections.close();
+        if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
+            around.cut_off.cancel();
+            // Handing over what was read waits for the store only; last words are bounded by themselves.
+            connections.wait().await;
+        }
+    }
+
+    fn accept_queued(&self) -> io::Result<(UnixStream, tokio::net::unix::SocketAddr)> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match self.socket.poll_accept(&mut context) {
+            std::task::Poll::Ready(result) => result,
+            std::task::Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! The way in: producers connect to a Unix socket and write lines.
+//!
+//! Promises: the socket has its mode and group before anybody can connect; a bad line is answered, counted, and costs
+//! the line, not the connection; an ack is said only after the line is settled; a producer that does not read costs a
+//! bounded buffer and nothing else.
+//! Refuses: to wait for a client, to buffer a line longer than `socket.max_line_bytes`, to replace a live socket.
+//! Run by `daemon`; hands events to `session` and asks `upload` about deliveries.
+
+pub mod connection;
+pub mod lines;
+pub mod listener;
+pub mod outbox;
+pub mod socket;
+
+pub use listener::{Intake, Listener};
+pub use socket::{ListenError, ServerSocket};

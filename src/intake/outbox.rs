@@ -1,0 +1,201 @@
+//! What one connection still has to say. Acks are coalesced and never dropped: the newest waits until the socket takes
+//! it. All other replies to a client that does not read are dropped and counted.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+use crate::observe::Metrics;
+use crate::protocol::RefusalCode;
+use crate::protocol::reply::Reply;
+
+/// Bytes of replies that may wait for a client.
+const MAX_WAITING_BYTES: usize = 64 * 1024;
+
+/// The replies and acks of one connection; shared with the store's thread, which settles lines.
+pub struct Outbox {
+    inner: Mutex<Inner>,
+    changed: Notify,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Inner {
+    bytes: Vec<u8>,
+    written: usize,
+    /// Numbered lines in the order they were read: the number, and whether it is settled.
+    open: VecDeque<(u64, bool)>,
+    /// How many were taken off the front of `open`: makes tickets stable.
+    taken: u64,
+    /// The newest settled number that was not yet said.
+    ack: Option<u64>,
+    /// A fatal reply was said: nothing more is read.
+    closing: bool,
+}
+
+/// The place of a numbered line in the order of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket(u64);
+
+impl Outbox {
+    /// An empty outbox.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), changed: Notify::new(), metrics })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says something, unless too much is waiting already. A fatal error is the last thing that is said.
+    pub fn say(&self, reply: &Reply) {
+        let mut inner = self.inner();
+        if inner.closing {
+            return;
+        }
+        let fatal = matches!(reply, Reply::Error { fatal: true, .. });
+        inner.closing = fatal;
+        if inner.bytes.len() - inner.written >= MAX_WAITING_BYTES {
+            self.metrics.replies_dropped.increment();
+        } else {
+            reply.encode(&mut inner.bytes);
+        }
+        drop(inner);
+        self.changed.notify_one();
+    }
+
+    /// Opens a place for a numbered line (or for a run of lines, by its last number).
+    pub fn open(&self, seq: u64) -> Ticket {
+        let mut inner = self.inner();
+        inner.open.push_back((seq, false));
+        Ticket(inner.taken + inner.open.len() as u64 - 1)
+    }
+
+    /// The line is settled; it is acked as soon as all earlier ones are, too.
+    pub fn settle(&self, ticket: Ticket) {
+        let mut inner = self.inner();
+        let place = usize::try_from(ticket.0 - inner.taken).unwrap_or(usize::MAX);
+        if let Some(line) = inner.open.get_mut(place) {
+            line.1 = true;
+        }
+        let mut acked = None;
+        while let Some(&(seq, true)) = inner.open.front() {
+            inner.open.pop_front();
+            inner.taken += 1;
+            acked = Some(seq);
+        }
+        if acked.is_some() {
+            inner.ack = acked;
+            drop(inner);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Lines were not taken. On a stream that is fatal, for a stream must not have a hole.
+    pub fn overloaded(&self, lines: u64, seq: Option<u64>, fatal: bool) {
+        self.say(&Reply::Error {
+            code: RefusalCode::Overloaded,
+            field: None,
+            message: format!(
+                "{lines} lines were not taken: store and memory are full or the daemon is stopping (send them again later)"
+            )
+            .into(),
+            seq,
+            line: None,
+            fatal,
+        });
+    }
+
+    /// Resolves when there may be something new to write.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Whether a fatal reply ends the connection.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        self.inner().closing
+    }
+
+    /// Whether everything was said and every numbered line is settled.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        let inner = self.inner();
+        inner.open.is_empty() && inner.ack.is_none() && inner.written == inner.bytes.len()
+    }
+
+    /// Writes what the socket takes now. `false`: it takes no more, and something is left.
+    ///
+    /// # Errors
+    /// When the client is gone.
+    pub fn write_to(&self, stream: &UnixStream) -> io::Result<bool> {
+        let mut inner = self.inner();
+        loop {
+            if inner.written == inner.bytes.len() {
+                inner.bytes.clear();
+                inner.written = 0;
+                let Some(seq) = inner.ack.take() else {
+                    inner.bytes = Vec::new();
+                    return Ok(true);
+                };
+                Reply::Ack { seq }.encode(&mut inner.bytes);
+            }
+            let rest = inner.bytes.get(inner.written..).unwrap_or_default();
+            match stream.try_write(rest) {
+                Ok(count) => inner.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acked(outbox: &Outbox) -> Option<u64> {
+        outbox.inner().ack
+    }
+
+    #[test]
+    fn an_ack_waits_for_all_earlier_lines() {
+        let outbox = Outbox::new(Arc::default());
+        let (first, second, third) = (outbox.open(1), outbox.open(2), outbox.open(7));
+        outbox.settle(second);
+        assert_eq!(acked(&outbox), None);
+        outbox.settle(first);
+        assert_eq!(acked(&outbox), Some(2));
+        outbox.settle(third);
+        assert_eq!(acked(&outbox), Some(7));
+        assert!(outbox.inner().open.is_empty());
+    }
+
+    #[test]
+    fn replies_to_a_deaf_client_are_bounded_and_counted_but_acks_stay() {
+        let metrics = Arc::new(Metrics::default());
+        let outbox = Outbox::new(Arc::clone(&metrics));
+        for _ in 0..100_000 {
+            outbox.say(&Reply::Pong { id: None });
+        }
+        let ticket = outbox.open(3);
+        outbox.settle(ticket);
+        assert!(outbox.inner().bytes.len() <= MAX_WAITING_BYTES + 200);
+        assert!(metrics.replies_dropped.get() > 90_000);
+        assert_eq!(acked(&outbox), Some(3));
+    }
+
+    #[test]
+    fn after_a_fatal_reply_nothing_more_is_said() {
+        let outbox = Outbox::new(Arc::default());
+        outbox.overloaded(1, Some(4), true);
+        let length = outbox.inner().bytes.len();
+        outbox.say(&Reply::Draining);
+        assert_eq!(outbox.inner().bytes.len(), length);
+        assert!(outbox.is_closing());
+    }
+}

@@ -1,0 +1,122 @@
+//! `chat-historyd send`: one message from the shell, answered when it is durable.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::cli::SendArgs;
+use crate::config::{self, Sources};
+use crate::exit::Exit;
+
+/// How long the daemon may take to make the message durable.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest text taken from standard input.
+const MAX_TEXT_BYTES: u64 = 1024 * 1024;
+
+/// The longest answer that is read.
+const MAX_ANSWER_BYTES: u64 = 64 * 1024;
+
+/// Sends the message of the arguments to the running daemon.
+#[must_use]
+pub fn send(arguments: &SendArgs, sources: &Sources) -> Exit {
+    let path = match socket(arguments, sources) {
+        Ok(path) => path,
+        Err(exit) => return exit,
+    };
+    let line = match line(arguments) {
+        Ok(line) => line,
+        Err(problem) => return complain(&problem, Exit::Usage),
+    };
+    match exchange(&path, &line) {
+        Ok(answer) => judge(&answer),
+        Err(failure) => complain(
+            &format!("no daemon answers at {}: {failure} (is chat-historyd running?)", path.display()),
+            Exit::Unavailable,
+        ),
+    }
+}
+
+fn complain(problem: &str, exit: Exit) -> Exit {
+    eprintln!("chat-historyd send: {problem}");
+    exit
+}
+
+fn socket(arguments: &SendArgs, sources: &Sources) -> Result<PathBuf, Exit> {
+    if let Some(path) = &arguments.socket {
+        return Ok(path.clone());
+    }
+    match config::load(sources) {
+        Ok(loaded) => Ok(loaded.settings.socket.path),
+        Err(problems) => {
+            eprint!("{problems}");
+            Err(Exit::Configuration)
+        }
+    }
+}
+
+fn line(arguments: &SendArgs) -> Result<String, String> {
+    let text = if arguments.text == "-" { from_stdin()? } else { arguments.text.clone() };
+    let mut line = json!({
+        "type": "message",
+        "seq": 1,
+        "session_id": arguments.session.as_str(),
+        "chat_type": arguments.role.code(),
+        "content": text,
+    });
+    if let Some(fields) = line.as_object_mut() {
+        if let Some(mac) = arguments.mac {
+            fields.insert("mac_address".to_owned(), json!(mac.to_string()));
+        }
+        if let Some(id) = &arguments.id {
+            fields.insert("id".to_owned(), json!(id));
+        }
+        if let Some(time) = &arguments.time {
+            let seconds = time.parse::<f64>().ok().filter(|seconds| seconds.is_finite());
+            fields.insert("timestamp".to_owned(), seconds.map_or_else(|| json!(time), |seconds| json!(seconds)));
+        }
+    }
+    Ok(line.to_string())
+}
+
+fn from_stdin() -> Result<String, String> {
+    let mut text = String::new();
+    let read = io::stdin().take(MAX_TEXT_BYTES + 1).read_to_string(&mut text);
+    match read {
+        Ok(length) if length as u64 > MAX_TEXT_BYTES => Err("standard input is longer than 1 MiB".to_owned()),
+        Ok(_) => Ok(text),
+        Err(failure) => Err(format!("standard input is no UTF-8 text: {failure}")),
+    }
+}
+
+/// Writes the line and reads until its ack or its refusal.
+fn exchange(path: &Path, line: &str) -> io::Result<Value> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(line.as_bytes())?;
+    stream.write_all(b"\n")?;
+    let answers = BufReader::new(stream.take(MAX_ANSWER_BYTES));
+    for answer in answers.split(b'\n') {
+        let answer: Value = serde_json::from_slice(&answer?).map_err(io::Error::other)?;
+        if matches!(answer.get("type").and_then(Value::as_str), Some("ack" | "error")) {
+            return Ok(answer);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon hung up before it answered"))
+}
+
+fn judge(answer: &Value) -> Exit {
+    let text = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    if text("type") == "ack" {
+        eprintln!("stored");
+        return Exit::Success;
+    }
+    let (code, field, message) = (text("code"), text("field"), text("message"));
+    let place = if field.is_empty() { code.clone() } else { format!("{code}: {field}") };
+    let exit = if matches!(code.as_str(), "overloaded" | "too_many_connections") { Exit::Unavailable } else { Exit::Usage };
+    complain(&format!("the daemon refused it: {place}: {message}"), exit)
+}

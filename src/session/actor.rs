@@ -1,0 +1,343 @@
+//! The actor of one session: takes batches of lines, makes one atomic write of each, and ends the session when its
+//! producer says so or has long been silent.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::memory::{Draft, Memory};
+use super::registry::Context;
+use crate::clock::wall_clock;
+use crate::observe::Skip;
+use crate::protocol::{LiveKitEvent, Message, SessionEnd, SessionIdentity, SessionStart, UnixMillis};
+use crate::store::{Lifecycle, OnSettled, SessionHandle, SessionWrite, Settled, StoreError};
+
+/// One line's effect on its session.
+#[derive(Debug)]
+pub struct Entry {
+    /// The line's number on its stream.
+    pub seq: Option<u64>,
+    /// What it says.
+    pub event: Event,
+}
+
+/// What a line says to its session.
+#[derive(Debug)]
+pub enum Event {
+    /// A message.
+    Message(Message),
+    /// An event of the framework.
+    LiveKit(LiveKitEvent),
+    /// The end.
+    End(SessionEnd),
+    /// Nothing (a refused or control line): only its number is settled.
+    Nothing,
+}
+
+impl Event {
+    /// How many it counts for in the books.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        match self {
+            Self::LiveKit(LiveKitEvent::Tools(records)) => (records.len() as u64).max(1),
+            Self::Message(_) | Self::LiveKit(_) => 1,
+            Self::End(_) | Self::Nothing => 0,
+        }
+    }
+}
+
+/// The connection a batch came from, as the actor sees it: once a batch of it was refused, its later ones are, too,
+/// for a stream must not have a hole.
+#[derive(Debug, Default)]
+pub struct ProducerLink {
+    cut: AtomicBool,
+}
+
+impl ProducerLink {
+    /// Nothing later from this connection is taken.
+    pub fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+    }
+
+    /// Whether it was cut.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+}
+
+/// Lines of one connection for one session, in order.
+pub struct Batch {
+    /// The lines.
+    pub entries: Vec<Entry>,
+    /// The stream their numbers belong to.
+    pub stream: Option<Arc<str>>,
+    /// The connection.
+    pub link: Arc<ProducerLink>,
+    /// When they were read.
+    pub recorded: UnixMillis,
+    /// Told what became of them, after their effects are durable.
+    pub on_settled: OnSettled,
+}
+
+/// What can be handed to an actor.
+pub enum Input {
+    /// Lines.
+    Batch(Batch),
+    /// `session_start`: binds a stream. Answered with the highest durable number of the stream.
+    Start {
+        /// The line.
+        start: SessionStart,
+        /// When it was read.
+        recorded: UnixMillis,
+        /// The answer.
+        reply: oneshot::Sender<Result<u64, BindRefused>>,
+    },
+    /// Tells when everything handed over before is settled, and names the session for a wait for its delivery.
+    Barrier {
+        /// The answer; dropped unsent when the daemon stops first.
+        reply: oneshot::Sender<Result<Arc<SessionHandle>, Settled>>,
+    },
+    /// A producer's connection is gone: idle time starts now.
+    ProducerLeft,
+    /// Left open by an earlier run: end it unless a producer came back.
+    EndIfUntouched,
+    /// Work off what is there, then leave without ending the session.
+    Stop,
+}
+
+/// Why a stream could not be bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BindRefused {
+    /// It belongs to another session.
+    Taken,
+    /// The store cannot open the session now.
+    Unavailable,
+}
+
+pub(super) struct Actor {
+    context: Arc<Context>,
+    identity: SessionIdentity,
+    inbox: mpsc::Receiver<Input>,
+    memory: Option<Memory>,
+    /// The framework closed its session: held transcripts are emitted after the idle time even if the connection stays.
+    framework_closed: bool,
+    taken_anything: bool,
+}
+
+impl Actor {
+    pub(super) fn new(context: Arc<Context>, identity: SessionIdentity, inbox: mpsc::Receiver<Input>) -> Self {
+        Self { context, identity, inbox, memory: None, framework_closed: false, taken_anything: false }
+    }
+
+    pub(super) async fn run(mut self) {
+        let idle = sleep_until(self.idle_deadline());
+        tokio::pin!(idle);
+        loop {
+            tokio::select! {
+                input = self.inbox.recv() => {
+                    let Some(input) = input else { return };
+                    match input {
+                        Input::Batch(batch) => self.take(batch).await,
+                        Input::Start { start, recorded, reply } => {
+                            let _ = reply.send(self.start(start, recorded).await);
+                        }
+                        Input::Barrier { reply } => self.barrier(reply).await,
+                        Input::ProducerLeft => {}
+                        Input::EndIfUntouched => {
+                            if !self.taken_anything && !self.context.has_users(&self.identity) && self.end_idle().await {
+                                return;
+                            }
+                        }
+                        Input::Stop => {
+                            self.work_off().await;
+                            return;
+                        }
+                    }
+                    if self.has_ended() && self.context.leave(&self.identity, &self.inbox) {
+                        return;
+                    }
+                    idle.as_mut().reset(self.idle_deadline());
+                }
+                () = idle.as_mut() => {
+                    if self.end_idle().await {
+                        return;
+                    }
+                    idle.as_mut().reset(self.idle_deadline());
+                }
+            }
+        }
+    }
+
+    fn idle_deadline(&self) -> Instant {
+        Instant::now() + self.context.settings.borrow().session.idle_timeout
+    }
+
+    fn has_ended(&self) -> bool {
+        self.memory.as_ref().is_some_and(|memory| memory.ended)
+    }
+
+    /// What was handed over before the stop is still taken.
+    async fn work_off(&mut self) {
+        while let Ok(input) = self.inbox.try_recv() {
+            match input {
+                Input::Batch(batch) => self.take(batch).await,
+                Input::Barrier { reply } => self.barrier(reply).await,
+                Input::Start { .. } | Input::ProducerLeft | Input::EndIfUntouched | Input::Stop => {}
+            }
+        }
+    }
+
+    /// The session's memory: reloaded from the store when it was never loaded or when the store refused a write.
+    async fn memory(&mut self) -> Result<&mut Memory, StoreError> {
+        if self.memory.as_ref().is_some_and(|memory| memory.epoch.is_refused()) {
+            self.memory = None;
+        }
+        let memory = if let Some(memory) = self.memory.take() { memory } else { self.open().await? };
+        Ok(self.memory.insert(memory))
+    }
+
+    async fn open(&self) -> Result<Memory, StoreError> {
+        let opened = self.context.store.open_session(&self.identity, wall_clock()).await?;
+        if opened.agent_id.is_none() {
+            self.context.agents.look_up(&opened.handle);
+        }
+        self.context.metrics.sessions_started.increment();
+        let session = self.identity.session_id.as_str();
+        if session.contains(':') {
+            self.context.metrics.colon_session_ids.increment();
+            warn!(session, "the session id holds a ':': one server's download of it will fail (leave it out of session ids)");
+        }
+        debug!(mac = %self.identity.mac.short(), session, held = opened.held.len(), "session opened");
+        Ok(Memory::restore(opened))
+    }
+
+    async fn start(&mut self, start: SessionStart, recorded: UnixMillis) -> Result<u64, BindRefused> {
+        self.taken_anything = true;
+        self.framework_closed = false;
+        let store = self.context.store.clone();
+        let memory = self.memory().await.map_err(|error| unavailable(&error))?;
+        let mut last_seq = 0;
+        if let Some(stream) = &start.stream {
+            last_seq = store.bind_stream(&memory.handle, stream, recorded).await.map_err(|error| match error {
+                crate::store::BindError::Taken(_) => BindRefused::Taken,
+                crate::store::BindError::Store(error) => unavailable(&error),
+            })?;
+            memory.bind(stream, last_seq);
+        }
+        memory.ended = false;
+        let write = SessionWrite {
+            session: Arc::clone(&memory.handle),
+            epoch: memory.epoch.clone(),
+            messages: Vec::new(),
+            hold: Vec::new(),
+            release: Vec::new(),
+            stream: None,
+            lifecycle: Some(Lifecycle::Started { agent_id: start.agent_id, client: start.client }),
+            recorded,
+            on_settled: None,
+        };
+        store.append(write).await;
+        Ok(last_seq)
+    }
+
+    /// Answers when all earlier writes are settled: by an empty write that follows them through the store's queue.
+    async fn barrier(&mut self, reply: oneshot::Sender<Result<Arc<SessionHandle>, Settled>>) {
+        let store = self.context.store.clone();
+        let Ok(memory) = self.memory().await else {
+            let _ = reply.send(Err(Settled::Overloaded));
+            return;
+        };
+        let handle = Arc::clone(&memory.handle);
+        let mut draft = Draft::new(wall_clock());
+        draft.on_settled = Some(Box::new(move |settled| {
+            let _ = reply.send(match settled {
+                Settled::Durable => Ok(handle),
+                Settled::Overloaded => Err(Settled::Overloaded),
+            });
+        }));
+        let write = draft.into_write(memory);
+        store.append(write).await;
+    }
+
+    async fn take(&mut self, batch: Batch) {
+        self.taken_anything = true;
+        let Batch { entries, stream, link, recorded, on_settled } = batch;
+        let context = Arc::clone(&self.context);
+        let weight: u64 = entries.iter().map(|entry| entry.event.weight()).sum();
+        let mut closed = self.framework_closed;
+        let identity = self.identity.clone();
+        let opened = self.memory().await;
+        let refuse = |on_settled: OnSettled| {
+            context.metrics.skipped.add(Skip::Overloaded, weight);
+            on_settled(Settled::Overloaded);
+        };
+        let memory = match opened {
+            Ok(memory) => memory,
+            Err(error) => {
+                warn!(mac = %identity.mac.short(), %error, "a session cannot be opened: its lines are refused");
+                return refuse(on_settled);
+            }
+        };
+        // Only after the memory is fresh: a refusal that made it stale has then also reached the link.
+        if link.is_cut() {
+            return refuse(on_settled);
+        }
+        if let Some(stream) = &stream
+            && !memory.is_bound(stream)
+        {
+            match context.store.bind_stream(&memory.handle, stream, recorded).await {
+                Ok(last_seq) => memory.bind(stream, last_seq),
+                Err(_) => return refuse(on_settled),
+            }
+        }
+        let send_tools = context.settings.borrow().manager_api.send_tools;
+        let mut draft = Draft::new(recorded);
+        for Entry { seq, event } in entries {
+            let ends = matches!(event, Event::End(_));
+            match &event {
+                Event::LiveKit(LiveKitEvent::Close { .. }) => closed = true,
+                Event::Message(_) | Event::LiveKit(LiveKitEvent::Item(_)) => closed = false,
+                _ => {}
+            }
+            memory.apply(seq, stream.as_ref(), event, send_tools, &context.metrics, &mut draft);
+            if ends && draft.lifecycle.is_some() {
+                // What follows an end opens the session again: another write, of the same epoch.
+                info!(mac = %identity.mac.short(), session = identity.session_id.as_str(), "session ended");
+                let next = Draft::new(recorded);
+                let write = std::mem::replace(&mut draft, next).counted(&context.metrics).into_write(memory);
+                context.store.append(write).await;
+            }
+        }
+        draft.on_settled = Some(on_settled);
+        let write = draft.counted(&context.metrics).into_write(memory);
+        context.store.append(write).await;
+        self.framework_closed = closed;
+    }
+
+    /// Ends the session when nobody holds on to it (or the framework closed it long ago). `true`: the actor may go.
+    async fn end_idle(&mut self) -> bool {
+        let abandoned = !self.context.has_users(&self.identity);
+        if !abandoned && !self.framework_closed {
+            return false;
+        }
+        if !self.has_ended() {
+            let context = Arc::clone(&self.context);
+            let Ok(memory) = self.memory().await else { return false };
+            let mut draft = Draft::new(wall_clock());
+            memory.end(Some("idle".to_owned()), 0, &context.metrics, &mut draft);
+            let write = draft.counted(&context.metrics).into_write(memory);
+            context.store.append(write).await;
+            info!(mac = %self.identity.mac.short(), session = self.identity.session_id.as_str(), "session ended: idle");
+        }
+        abandoned && self.context.leave(&self.identity, &self.inbox)
+    }
+}
+
+fn unavailable(error: &StoreError) -> BindRefused {
+    warn!(%error, "a session cannot be opened: its producer must come back");
+    BindRefused::Unavailable
+}

@@ -1,0 +1,294 @@
+//! What an actor knows of its session, and how a line changes it: pure but for the clock it is given and the ids it
+//! draws. A cache of the store; thrown away whole when the store refuses a write.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::actor::Event;
+use super::turns::{Step, Turns};
+use crate::observe::{Metrics, Skip};
+use crate::protocol::{ChatType, LiveKitEvent, Message, Transcript, UnixMillis};
+use crate::store::{
+    HeldTranscript, Lifecycle, NewMessage, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, WriterEpoch,
+};
+
+/// A write in the making.
+pub(super) struct Draft {
+    messages: Vec<NewMessage>,
+    hold: Vec<HeldTranscript>,
+    release: Vec<Uuid>,
+    stream: Option<(Arc<str>, u64)>,
+    pub(super) lifecycle: Option<Lifecycle>,
+    recorded: UnixMillis,
+    pub(super) on_settled: Option<OnSettled>,
+    skipped: Vec<(Skip, u64)>,
+    superseded: u64,
+}
+
+impl Draft {
+    pub(super) fn new(recorded: UnixMillis) -> Self {
+        Self {
+            messages: Vec::new(),
+            hold: Vec::new(),
+            release: Vec::new(),
+            stream: None,
+            lifecycle: None,
+            recorded,
+            on_settled: None,
+            skipped: Vec::new(),
+            superseded: 0,
+        }
+    }
+
+    fn skip(&mut self, reason: Skip, count: u64) {
+        self.skipped.push((reason, count));
+    }
+
+    /// Books what was skipped. What an item superseded stays held when the write is refused; what was new in a refused
+    /// write is booked by the store.
+    pub(super) fn counted(mut self, metrics: &Arc<Metrics>) -> Self {
+        for (reason, count) in self.skipped.drain(..) {
+            metrics.skipped.add(reason, count);
+        }
+        if self.superseded > 0 {
+            let (metrics, superseded, inner) = (Arc::clone(metrics), self.superseded, self.on_settled.take());
+            self.on_settled = Some(Box::new(move |settled| {
+                if settled == Settled::Durable {
+                    metrics.skipped.add(Skip::Superseded, superseded);
+                }
+                if let Some(inner) = inner {
+                    inner(settled);
+                }
+            }));
+        }
+        self
+    }
+
+    pub(super) fn into_write(self, memory: &Memory) -> SessionWrite {
+        SessionWrite {
+            session: Arc::clone(&memory.handle),
+            epoch: memory.epoch.clone(),
+            messages: self.messages,
+            hold: self.hold,
+            release: self.release,
+            stream: self.stream,
+            lifecycle: self.lifecycle,
+            recorded: self.recorded,
+            on_settled: self.on_settled,
+        }
+    }
+}
+
+/// What an actor knows.
+pub(super) struct Memory {
+    pub(super) handle: Arc<SessionHandle>,
+    pub(super) epoch: WriterEpoch,
+    pub(super) ended: bool,
+    turns: Turns,
+    event_ids: HashSet<String>,
+    streams: HashMap<Arc<str>, u64>,
+}
+
+impl Memory {
+    pub(super) fn restore(opened: OpenedSession) -> Self {
+        let turns = Turns::restore(opened.held, opened.event_ids.iter().cloned());
+        Self {
+            handle: opened.handle,
+            epoch: WriterEpoch::default(),
+            ended: opened.was_ended,
+            turns,
+            event_ids: opened.event_ids.into_iter().collect(),
+            streams: HashMap::new(),
+        }
+    }
+
+    /// Whether the last number of a stream is known here.
+    pub(super) fn is_bound(&self, stream: &str) -> bool {
+        self.streams.contains_key(stream)
+    }
+
+    /// Remembers a stream. What is known here may already be ahead of the store.
+    pub(super) fn bind(&mut self, stream: &str, last_seq: u64) {
+        let known = self.streams.entry(Arc::from(stream)).or_insert(last_seq);
+        *known = (*known).max(last_seq);
+    }
+
+    /// Puts one line's effect into the draft.
+    pub(super) fn apply(
+        &mut self,
+        seq: Option<u64>,
+        stream: Option<&Arc<str>>,
+        event: Event,
+        send_tools: bool,
+        metrics: &Metrics,
+        draft: &mut Draft,
+    ) {
+        let weight = event.weight();
+        if let (Some(seq), Some(stream)) = (seq, stream) {
+            let last = self.streams.entry(Arc::clone(stream)).or_insert(0);
+            if seq <= *last {
+                draft.skip(Skip::Duplicate, weight);
+                return;
+            }
+            *last = seq;
+            draft.stream = Some((Arc::clone(stream), seq));
+        }
+        match event {
+            Event::Message(message) => self.message(message, send_tools, draft),
+            Event::LiveKit(event) => self.livekit(event, send_tools, metrics, draft),
+            Event::End(end) => {
+                let dropped = end.dropped.unwrap_or(0);
+                metrics.producer_dropped.add(dropped);
+                self.end(end.reason, dropped, metrics, draft);
+            }
+            Event::Nothing => {}
+        }
+    }
+
+    /// Ends the session: what is still held is emitted.
+    pub(super) fn end(&mut self, reason: Option<String>, dropped: u64, metrics: &Metrics, draft: &mut Draft) {
+        if self.ended {
+            return;
+        }
+        let steps = self.turns.finish();
+        self.steps(steps, draft);
+        self.ended = true;
+        metrics.sessions_ended.increment();
+        draft.lifecycle = Some(Lifecycle::Ended { reason, dropped });
+    }
+
+    fn reopen(&mut self, draft: &mut Draft) {
+        if self.ended {
+            self.ended = false;
+            draft.lifecycle = Some(Lifecycle::Started { agent_id: None, client: None });
+        }
+    }
+
+    fn livekit(&mut self, event: LiveKitEvent, send_tools: bool, metrics: &Metrics, draft: &mut Draft) {
+        match event {
+            LiveKitEvent::Item(message) => self.item(message, send_tools, draft),
+            LiveKitEvent::FinalTranscript(transcript) => self.transcript(transcript, draft),
+            LiveKitEvent::Tools(records) if records.is_empty() => draft.skip(Skip::Ignored, 1),
+            LiveKitEvent::Tools(records) => {
+                for record in records {
+                    self.message(record, send_tools, draft);
+                }
+            }
+            LiveKitEvent::SpeechCreated => {
+                metrics.speeches_created.increment();
+                draft.skip(Skip::Ignored, 1);
+            }
+            LiveKitEvent::AgentError { kind } => {
+                metrics.agent_errors.increment();
+                tracing::debug!(mac = %self.handle.identity.mac.short(), kind = kind.as_deref().unwrap_or("unknown"), "the agent reports an error");
+                draft.skip(Skip::Ignored, 1);
+            }
+            LiveKitEvent::Close { .. } | LiveKitEvent::Ignored => draft.skip(Skip::Ignored, 1),
+        }
+    }
+
+    fn item(&mut self, message: Message, send_tools: bool, draft: &mut Draft) {
+        if self.is_duplicate(message.event_id.as_deref()) {
+            draft.skip(Skip::Duplicate, 1);
+            return;
+        }
+        let steps = match message.chat_type {
+            ChatType::User => self.turns.user_item(message.event_id.as_deref(), &message.content),
+            ChatType::Agent | ChatType::Tool => Vec::new(),
+        };
+        self.steps(steps, draft);
+        self.message(message, send_tools, draft);
+    }
+
+    fn transcript(&mut self, transcript: Transcript, draft: &mut Draft) {
+        let held = HeldTranscript {
+            uuid: Uuid::now_v7(),
+            text: transcript.text,
+            time: transcript.time,
+            recorded: draft.recorded,
+            item_id: transcript.item_id,
+        };
+        self.reopen(draft);
+        let steps = self.turns.transcript(held);
+        self.steps(steps, draft);
+    }
+
+    fn message(&mut self, message: Message, send_tools: bool, draft: &mut Draft) {
+        if message.content.is_empty() {
+            draft.skip(Skip::Empty, 1);
+            return;
+        }
+        if self.is_duplicate(message.event_id.as_deref()) {
+            draft.skip(Skip::Duplicate, 1);
+            return;
+        }
+        if let Some(id) = &message.event_id {
+            self.event_ids.insert(id.clone());
+        }
+        self.reopen(draft);
+        let sendable = message.chat_type != ChatType::Tool || send_tools;
+        draft.messages.push(NewMessage {
+            uuid: Uuid::now_v7(),
+            chat_type: message.chat_type,
+            content: message.content,
+            time: message.time,
+            recorded: draft.recorded,
+            event_id: message.event_id,
+            interrupted: message.interrupted,
+            uncommitted: false,
+            sendable,
+            audio: message.audio,
+            extra: message.extra,
+        });
+    }
+
+    fn is_duplicate(&self, event_id: Option<&str>) -> bool {
+        event_id.is_some_and(|id| self.event_ids.contains(id))
+    }
+
+    fn steps(&mut self, steps: Vec<Step>, draft: &mut Draft) {
+        for step in steps {
+            match step {
+                Step::Hold(held) => draft.hold.push(held),
+                Step::Drop(_) => draft.skip(Skip::Superseded, 1),
+                Step::Supersede(held) => {
+                    if release(draft, held.uuid) {
+                        draft.superseded += 1;
+                    } else {
+                        draft.skip(Skip::Superseded, 1);
+                    }
+                }
+                Step::Emit(held) => {
+                    release(draft, held.uuid);
+                    self.ended = false;
+                    draft.messages.push(NewMessage {
+                        uuid: held.uuid,
+                        chat_type: ChatType::User,
+                        content: held.text,
+                        time: held.time,
+                        recorded: held.recorded,
+                        event_id: None,
+                        interrupted: false,
+                        uncommitted: true,
+                        sendable: true,
+                        audio: None,
+                        extra: None,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// A transcript held by the same draft never reaches the side table: `false`.
+fn release(draft: &mut Draft, uuid: Uuid) -> bool {
+    let before = draft.hold.len();
+    draft.hold.retain(|held| held.uuid != uuid);
+    let stored = draft.hold.len() == before;
+    if stored {
+        draft.release.push(uuid);
+    }
+    stored
+}

@@ -1,0 +1,142 @@
+//! Finds or makes the actor of a session, and knows how many there are.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
+
+use super::actor::{Actor, Input};
+use super::agents::AgentDirectory;
+use crate::config::Settings;
+use crate::observe::Metrics;
+use crate::protocol::SessionIdentity;
+use crate::store::{Store, StoreError};
+
+/// Batches an actor's inbox holds before its producers wait.
+const INBOX_BATCHES: usize = 8;
+
+/// Sessions read per page at start.
+const PAGE: usize = 500;
+
+/// `session.max_open` is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many sessions are open (session.max_open)")]
+pub struct TooManySessions;
+
+/// A way to an actor. Whoever holds one keeps the actor from leaving.
+#[derive(Clone)]
+pub struct SessionRef(Arc<mpsc::Sender<Input>>);
+
+impl SessionRef {
+    /// Hands something to the actor; waits while its inbox is full. `false` when the daemon is stopping and the actor
+    /// is gone.
+    ///
+    /// # Cancel safety
+    /// The input is either handed over or dropped.
+    pub async fn send(&self, input: Input) -> bool {
+        self.0.send(input).await.is_ok()
+    }
+}
+
+/// What every actor works with.
+pub(super) struct Context {
+    pub(super) store: Store,
+    pub(super) settings: watch::Receiver<Arc<Settings>>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) agents: AgentDirectory,
+    pub(super) sessions: Mutex<HashMap<SessionIdentity, SessionRef>>,
+}
+
+impl Context {
+    fn sessions(&self) -> MutexGuard<'_, HashMap<SessionIdentity, SessionRef>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the actor out of the registry if nobody could still send to it: nobody else holds its [`SessionRef`]
+    /// (new ones are only made under the same lock) and its inbox is empty.
+    pub(super) fn leave(&self, identity: &SessionIdentity, inbox: &mpsc::Receiver<Input>) -> bool {
+        let mut sessions = self.sessions();
+        let alone = sessions.get(identity).is_none_or(|session| Arc::strong_count(&session.0) == 1);
+        if alone && inbox.is_empty() {
+            sessions.remove(identity);
+            self.metrics.sessions_open.set(sessions.len() as u64);
+            return true;
+        }
+        false
+    }
+
+    /// Whether a producer holds on to the session.
+    pub(super) fn has_users(&self, identity: &SessionIdentity) -> bool {
+        self.sessions().get(identity).is_some_and(|session| Arc::strong_count(&session.0) > 1)
+    }
+}
+
+/// All open sessions.
+#[derive(Clone)]
+pub struct Registry {
+    context: Arc<Context>,
+    actors: TaskTracker,
+}
+
+impl Registry {
+    /// A registry without sessions.
+    #[must_use]
+    pub fn new(store: Store, settings: watch::Receiver<Arc<Settings>>, metrics: Arc<Metrics>, agents: AgentDirectory) -> Self {
+        let context = Context { store, settings, metrics, agents, sessions: Mutex::default() };
+        Self { context: Arc::new(context), actors: TaskTracker::new() }
+    }
+
+    /// The way to a session's actor, which is made on first use.
+    ///
+    /// # Errors
+    /// When it would be one actor more than `session.max_open`.
+    pub fn session(&self, identity: &SessionIdentity) -> Result<SessionRef, TooManySessions> {
+        let mut sessions = self.context.sessions();
+        if let Some(session) = sessions.get(identity) {
+            return Ok(session.clone());
+        }
+        if sessions.len() >= self.context.settings.borrow().session.max_open {
+            return Err(TooManySessions);
+        }
+        let (sender, inbox) = mpsc::channel(INBOX_BATCHES);
+        let session = SessionRef(Arc::new(sender));
+        sessions.insert(identity.clone(), session.clone());
+        self.context.metrics.sessions_open.set(sessions.len() as u64);
+        drop(sessions);
+        let actor = Actor::new(Arc::clone(&self.context), identity.clone(), inbox);
+        self.actors.spawn(actor.run());
+        Ok(session)
+    }
+
+    /// Sessions that were open in the store when the daemon started get an idle time from now on; those to which no
+    /// producer has come back by then are ended. Runs once, beside everything else.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn end_left_over_sessions(&self, idle: Duration) -> Result<(), StoreError> {
+        tokio::time::sleep(idle).await;
+        let mut after = None;
+        loop {
+            let page = self.context.store.open_sessions(after, PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(*last);
+            for (_, identity) in page {
+                if let Ok(session) = self.session(&identity) {
+                    session.send(Input::EndIfUntouched).await;
+                }
+            }
+        }
+    }
+
+    /// Ends all actors after they have worked off their inboxes. Ends no session: what is held stays held.
+    pub async fn close(&self) {
+        let all: Vec<SessionRef> = self.context.sessions().drain().map(|(_, session)| session).collect();
+        for session in all {
+            session.send(Input::Stop).await;
+        }
+        self.actors.close();
+        self.actors.wait().await;
+    }
+}

@@ -1,0 +1,92 @@
+//! The uploader's mailbox: which sessions have something new. One entry a session, so it is bounded by the number of
+//! sessions, whatever the uploader does meanwhile.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+use super::types::{Arrival, SessionHandle, SessionKey};
+
+/// Sessions with something new since the uploader last looked.
+#[derive(Debug, Default)]
+pub struct Arrivals {
+    entries: Mutex<HashMap<SessionKey, Arrival>>,
+    changed: Notify,
+}
+
+impl Arrivals {
+    /// Waits until something arrived since the last [`Self::take`]. One waiter: the uploader.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is taken, and nothing is missed by the next call.
+    pub async fn changed(&self) {
+        loop {
+            let notified = self.changed.notified();
+            if !self.entries.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Takes everything that arrived.
+    #[must_use]
+    pub fn take(&self) -> Vec<Arrival> {
+        let entries = std::mem::take(&mut *self.entries.lock().unwrap_or_else(PoisonError::into_inner));
+        entries.into_values().collect()
+    }
+
+    /// Notes what the writer has accepted, in the order it was accepted.
+    pub(super) fn note(&self, news: impl IntoIterator<Item = (Arc<SessionHandle>, u64, Option<bool>)>) {
+        let now = Instant::now();
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut any = false;
+        for (handle, messages, ended) in news {
+            if messages == 0 && ended.is_none() {
+                continue;
+            }
+            any = true;
+            let entry = entries.entry(handle.key).or_insert_with(|| Arrival {
+                handle: Arc::clone(&handle),
+                messages: 0,
+                since: now,
+                ended: None,
+            });
+            if entry.messages == 0 {
+                entry.since = now;
+            }
+            entry.messages += messages;
+            entry.ended = ended.or(entry.ended);
+        }
+        drop(entries);
+        if any {
+            self.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{MacAddress, SessionId, SessionIdentity};
+    use crate::store::types::Cursor;
+
+    fn handle(key: i64) -> Arc<SessionHandle> {
+        let identity = SessionIdentity { mac: MacAddress::from_octets([0; 6]), session_id: SessionId::new("s").unwrap() };
+        Arc::new(SessionHandle::new(SessionKey(key), identity, Cursor::default(), 0))
+    }
+
+    #[tokio::test]
+    async fn news_of_one_session_become_one_arrival() {
+        let arrivals = Arrivals::default();
+        let (a, b) = (handle(1), handle(2));
+        arrivals.note([(Arc::clone(&a), 2, None), (b, 0, None), (Arc::clone(&a), 3, Some(true)), (a, 0, Some(false))]);
+        arrivals.changed().await;
+        let taken = arrivals.take();
+        assert_eq!(taken.len(), 1);
+        assert_eq!((taken[0].messages, taken[0].ended), (5, Some(false)));
+        assert!(arrivals.take().is_empty());
+    }
+}

@@ -1,0 +1,78 @@
+//! What can go wrong with the store, said with path, verb and cause. No message holds content.
+
+use std::path::{Path, PathBuf};
+
+use super::types::StreamTaken;
+
+/// A failure of the store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another daemon holds the instance lock: exit code 75.
+    #[error("another chat-historyd uses {} (stop it, or set store.directory)", .directory.display())]
+    AlreadyRunning {
+        /// The store's directory.
+        directory: PathBuf,
+    },
+    /// A file or directory of the store cannot be used.
+    #[error("cannot {op} {}: {source}", .path.display())]
+    File {
+        /// What was tried.
+        op: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// SQLite says no.
+    #[error("cannot {op} {}: {source}", .path.display())]
+    Database {
+        /// What was tried.
+        op: &'static str,
+        /// With which database.
+        path: PathBuf,
+        /// Why it failed.
+        source: rusqlite::Error,
+    },
+    /// The file was written by a newer daemon. It is left alone.
+    #[error("{} has schema version {found}, this daemon knows {known} (install the newer chat-historyd again, or set store.directory)", .path.display())]
+    NewerSchema {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: i32,
+        /// Ours.
+        known: i32,
+    },
+    /// What may be in the database cannot be read now (disk failure, or salvage under way). Try again later.
+    #[error("the store cannot be read now")]
+    Unavailable,
+    /// No room left: store limit reached, or shelf full.
+    #[error("the store has no room left (store.max_bytes, store.shelf_bytes)")]
+    Overloaded,
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl StoreError {
+    pub(super) fn file(op: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::File { op, path, source }
+    }
+
+    pub(super) fn database(op: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Database { op, path, source }
+    }
+}
+
+/// Why a stream was not bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// It belongs to another session.
+    #[error(transparent)]
+    Taken(#[from] StreamTaken),
+    /// The store cannot say.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

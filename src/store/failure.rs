@@ -1,0 +1,363 @@
+//! While the database cannot be written: intake goes to the shelf, the database is reopened with growing pauses, and when
+//! it works again the shelf is written, in order, then the cursors. One log line when it begins, one when it ends.
+//!
+//! After a failed write or sync the connection is closed: the kernel may have dropped what could not be written, and a
+//! second sync on the same file would report success. What the database then holds of the failed group is harmless,
+//! because everything on the shelf can be applied twice.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::apply::Applier;
+use super::error::{BindError, StoreError};
+use super::group::{self, Answer, Item};
+use super::health::Failing;
+use super::inbox::Job;
+use super::open::{self, Fault, Opening};
+use super::repair::Repair;
+use super::rows;
+use super::sessions;
+use super::shared::Shared;
+use super::shelf::{Shelved, ShelvedWrite, row_after};
+use super::types::{OpenedSession, Settled};
+use super::writer::{Mode, NextIds, Writer, wall_clock};
+use crate::protocol::{SessionIdentity, UnixMillis};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Items and bytes of the shelf in one transaction.
+const REPLAY_ITEMS: usize = 512;
+const REPLAY_BYTES: usize = 1 << 20;
+/// Cursors in one transaction after the shelf.
+const REPLAY_CURSORS: usize = 1000;
+/// How long the last try at the end may take.
+const LAST_TRY: Duration = Duration::from_secs(3);
+
+/// One episode in which the database cannot be written.
+pub(super) struct Episode {
+    since: Instant,
+    next_try: Instant,
+    pause: Duration,
+    /// Still good: the disk was full or somebody held the lock, nothing was lost in it.
+    connection: Option<Connection>,
+    pub(super) repair: Repair,
+    written: u64,
+}
+
+impl Episode {
+    pub(super) const fn next_try(&self) -> Instant {
+        self.next_try
+    }
+
+    fn postpone(&mut self) {
+        self.next_try = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Whether a connection may be used again after this.
+fn leaves_connection_good(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+impl Writer {
+    /// The database cannot be written from now on.
+    pub(super) fn begin_episode(&mut self, verb: &str, error: &rusqlite::Error) {
+        let damaged = Fault::of(error) == Fault::Damage;
+        self.begin(verb, &error.to_string(), damaged, leaves_connection_good(error));
+    }
+
+    fn begin(&mut self, verb: &str, cause: &str, damaged: bool, keep_connection: bool) {
+        let shared = &self.shared;
+        shared.metrics.store_errors.increment();
+        let now = Instant::now();
+        let path = shared.files.database.display();
+        if damaged {
+            tracing::error!(%path, cause, "the store is damaged: it is set aside and salvaged, messages wait in memory meanwhile");
+        } else {
+            tracing::error!(
+                %path, verb, cause,
+                "the store cannot be written: messages are kept in memory (store.shelf_bytes) and delivered from there; free or mend the disk"
+            );
+        }
+        shared.health().failing = Some(Failing { since: now, what: cause.to_owned() });
+        let repair = if damaged { Repair::Needed } else { Repair::None };
+        let episode =
+            Episode { since: now, next_try: now + FIRST_PAUSE, pause: FIRST_PAUSE * 2, connection: None, repair, written: 0 };
+        let before = std::mem::replace(&mut self.mode, Mode::Failing(episode));
+        if let (Mode::Running(connection), Mode::Failing(episode)) = (before, &mut self.mode)
+            && keep_connection
+        {
+            episode.connection = Some(connection);
+        }
+    }
+
+    /// A reader met damage.
+    pub(super) fn damage_reported(&mut self, generation: u64, cause: &str) {
+        if generation != self.shared.readers.generation() {
+            return;
+        }
+        match &mut self.mode {
+            Mode::Running(_) => self.begin("read", cause, true, false),
+            Mode::Failing(episode) if matches!(episode.repair, Repair::None) => episode.repair = Repair::Needed,
+            Mode::Failing(_) => {}
+        }
+    }
+
+    pub(super) fn recover_if_due(&mut self) {
+        if let Mode::Failing(episode) = &self.mode
+            && (Instant::now() >= episode.next_try || episode.repair.is_done())
+        {
+            self.recover();
+        }
+    }
+
+    /// At the end: once more, and a salvage under way may take a moment.
+    pub(super) fn last_recovery(&mut self) {
+        let deadline = Instant::now() + LAST_TRY;
+        while matches!(self.mode, Mode::Failing(_)) {
+            self.recover();
+            let waits = matches!(&self.mode, Mode::Failing(episode) if episode.repair.is_under_way());
+            if !waits || Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Tries to write again.
+    fn recover(&mut self) {
+        let Mode::Failing(episode) = &mut self.mode else { return };
+        match attempt(&self.shared, episode, &mut self.next) {
+            // While intake waits for this try, nobody else's lock is waited for.
+            Ok(Some(connection)) => match connection.busy_timeout(Duration::ZERO).and_then(|()| self.replay(&connection)) {
+                Ok(()) => {
+                    let _ = connection.busy_timeout(open::BUSY);
+                    self.end_episode(connection);
+                }
+                Err(error) => {
+                    self.shared.metrics.store_errors.increment();
+                    tracing::debug!(cause = %error, "the store still cannot be written");
+                    let Mode::Failing(episode) = &mut self.mode else { return };
+                    if Fault::of(&error) == Fault::Damage {
+                        episode.repair = Repair::Needed;
+                    } else if leaves_connection_good(&error) {
+                        episode.connection = Some(connection);
+                    }
+                    episode.postpone();
+                }
+            },
+            Ok(None) => episode.postpone(),
+            Err(error) => {
+                self.shared.metrics.store_errors.increment();
+                tracing::debug!(cause = %error, "the store still cannot be opened");
+                episode.postpone();
+            }
+        }
+    }
+
+    /// Writes the shelf, then cursors and devices.
+    fn replay(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        let shared = &self.shared;
+        while !shared.shelf().is_empty() {
+            let mut count = 0;
+            group::in_transaction(connection, || {
+                let mut applier = Applier::new(connection)?;
+                for item in shared.shelf().front(REPLAY_ITEMS, REPLAY_BYTES) {
+                    item.apply(&mut applier)?;
+                    count += 1;
+                }
+                applier.finish()
+            })?;
+            let written = note_replayed(shared, count);
+            if let Mode::Failing(episode) = &mut self.mode {
+                episode.written += written;
+            }
+            self.house.note_written(REPLAY_BYTES as u64);
+        }
+        // A disk that is full or read-only must not look sound because there was nothing to write.
+        group::in_transaction(connection, || self.next.save(connection))?;
+        let now = wall_clock();
+        while !self.coalesced.advances.is_empty() || !self.coalesced.devices.is_empty() {
+            let keys: Vec<_> = self.coalesced.advances.keys().take(REPLAY_CURSORS).copied().collect();
+            group::in_transaction(connection, || {
+                let applier = Applier::new(connection)?;
+                keys.iter().filter_map(|key| self.coalesced.advances.get(key)).try_for_each(|one| applier.advance(one, now))?;
+                self.coalesced.devices.iter().try_for_each(|(mac, device)| applier.device(*mac, device.as_ref()))?;
+                applier.finish()
+            })?;
+            self.coalesced.devices.clear();
+            for key in keys {
+                self.coalesced.advances.remove(&key);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_episode(&mut self, connection: Connection) {
+        let before = std::mem::replace(&mut self.mode, Mode::Running(connection));
+        let mut health = self.shared.health();
+        health.failing = None;
+        drop(health);
+        self.shared.metrics.shelf_bytes.set(0);
+        let path = self.shared.files.database.display();
+        if let Mode::Failing(episode) = before {
+            let (seconds, messages) = (episode.since.elapsed().as_secs(), episode.written);
+            tracing::info!(%path, seconds, messages, "the store works again; what was kept in memory is written");
+        }
+        self.house.look_soon();
+    }
+
+    /// Puts what cannot be written on the shelf.
+    pub(super) fn shelve(&mut self, items: Vec<Item>) {
+        let mut news = Vec::new();
+        for mut item in items {
+            item.answer = Answer::None;
+            match item.job {
+                Job::Write(_) => news.extend(self.shelve_write(item)),
+                Job::Agent { session, agent_id } => {
+                    let _ = self.put(Shelved::Agent { handle: session, agent_id });
+                }
+                Job::Open { identity, now, reply } => drop(reply.send(self.open_on_shelf(&identity, now))),
+                Job::Bind { session, stream, now, reply } => {
+                    let known = self.shared.shelf().stream(&stream);
+                    let stored = self.shared.readers.run(|connection| rows::stream(connection, &stream));
+                    let bound = stored.map_err(BindError::Store).and_then(|stored| {
+                        let known = match (stored, known) {
+                            (Some(stored), Some(known)) => Some((stored.0, stored.1.max(known.1))),
+                            (stored, known) => stored.or(known),
+                        };
+                        Ok(group::bind(&session, known)?)
+                    });
+                    let bound = bound.and_then(|seq| {
+                        self.put(Shelved::Stream { handle: session, stream, now }).map_err(|_| StoreError::Overloaded)?;
+                        Ok(seq)
+                    });
+                    drop(reply.send(bound));
+                }
+                Job::Adopt { found, reply } => {
+                    let directory = &self.shared.directory;
+                    drop(reply.send(self.shared.readers.run(|connection| sessions::adopt(directory, connection, &found))));
+                }
+            }
+        }
+        self.shared.arrivals.note(news);
+        let settled_now = self.shared.shelf().settle(|_| true);
+        for advance in self.coalesced.advances.values_mut() {
+            advance.waiters.clear();
+        }
+        let (bytes, messages) = {
+            let shelf = self.shared.shelf();
+            (shelf.bytes() as u64, shelf.messages())
+        };
+        self.shared.metrics.shelf_bytes.set(bytes);
+        let mut health = self.shared.health();
+        (health.shelf_bytes, health.shelf_messages) = (bytes, messages);
+        drop(health);
+        for on_settled in settled_now {
+            on_settled(Settled::Durable);
+        }
+    }
+
+    fn put(&self, item: Shelved) -> Result<(), Box<Shelved>> {
+        let mut dropped = 0;
+        let result = self.shared.shelf().put(item, self.shared.limits.shelf_bytes(), &mut dropped);
+        self.shared.metrics.archive_dropped.add(dropped);
+        result
+    }
+
+    fn shelve_write(&mut self, mut item: Item) -> Option<(std::sync::Arc<super::types::SessionHandle>, u64, Option<bool>)> {
+        let refused = matches!(&item.job, Job::Write(write) if write.epoch.is_refused());
+        if !refused {
+            group::book(&self.shared, &mut item);
+        }
+        let Job::Write(write) = item.job else { return None };
+        if refused {
+            group::refuse(&self.shared, *write, item.booked);
+            return None;
+        }
+        // A group that failed has its rows already.
+        let first_row = if item.first_row > 0 { item.first_row } else { self.next.row };
+        self.next.row = self.next.row.max(row_after(first_row, &write));
+        let news = (std::sync::Arc::clone(&write.session), group::sendable(&write), group::ended(&write));
+        let Err(refused) = self.put(Shelved::Write(ShelvedWrite::new(*write, first_row))) else { return Some(news) };
+        if let Shelved::Write(shelved) = *refused {
+            group::refuse(&self.shared, shelved.write, item.booked);
+        }
+        None
+    }
+
+    fn open_on_shelf(&mut self, identity: &SessionIdentity, now: UnixMillis) -> Result<OpenedSession, StoreError> {
+        let created = self.shared.shelf().created(identity);
+        let mut opened = if let Some(handle) = created {
+            sessions::opened_new(handle)
+        } else {
+            let directory = &self.shared.directory;
+            let loaded = self.shared.readers.run(|connection| sessions::load(directory, connection, identity, now))?;
+            if let Some(opened) = loaded {
+                opened
+            } else {
+                let handle = sessions::new_handle(directory, self.next.session_key(), identity);
+                let create = Shelved::Create { handle: std::sync::Arc::clone(&handle), now };
+                self.put(create).map_err(|_| StoreError::Overloaded)?;
+                sessions::opened_new(handle)
+            }
+        };
+        let overlay = self.shared.shelf().overlay(opened.handle.key);
+        sessions::overlay(&mut opened, overlay);
+        Ok(opened)
+    }
+}
+
+/// Takes what is written off the shelf and tells whom it concerns; answers the number of messages.
+fn note_replayed(shared: &Shared, count: usize) -> u64 {
+    // First the rows are known as stored, then they leave the shelf: a reader sees them in one place at least.
+    for item in shared.shelf().front(count, usize::MAX) {
+        if let Shelved::Write(shelved) = item {
+            group::note_stored(&shelved.write, shelved.first_row);
+        }
+    }
+    let taken = shared.shelf().take_front(count);
+    let mut messages = 0;
+    for item in taken {
+        if let Shelved::Write(shelved) = item {
+            messages += shelved.write.messages.len() as u64;
+            shared.metrics.writes_committed.increment();
+            if let Some(on_settled) = shelved.write.on_settled {
+                on_settled(Settled::Durable);
+            }
+        }
+    }
+    shared.metrics.commits.increment();
+    let mut health = shared.health();
+    let shelf = shared.shelf();
+    (health.shelf_bytes, health.shelf_messages) = (shelf.bytes() as u64, shelf.messages());
+    messages
+}
+
+/// A connection that may work: the kept one, or a new one, after a repair where one is needed. `None`: later.
+fn attempt(shared: &std::sync::Arc<Shared>, episode: &mut Episode, next: &mut NextIds) -> Result<Option<Connection>, StoreError> {
+    if !matches!(episode.repair, Repair::None) {
+        episode.connection = None;
+        if !super::repair::proceed(shared, &mut episode.repair, next)? {
+            return Ok(None);
+        }
+    }
+    if let Some(connection) = episode.connection.take() {
+        return Ok(Some(connection));
+    }
+    match open::open(&shared.files, shared.durability)? {
+        Opening::Ready(connection) => {
+            super::repair::restore_living(shared, &connection, next, &mut episode.repair)
+                .map_err(StoreError::database("restore", &shared.files.database))?;
+            shared.readers.put_in_place();
+            Ok(Some(connection))
+        }
+        Opening::Damaged(cause) => {
+            tracing::error!(cause, "the store is damaged: it is set aside and salvaged");
+            episode.repair = Repair::Needed;
+            Ok(None)
+        }
+    }
+}

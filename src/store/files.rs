@@ -1,0 +1,178 @@
+//! The files of the store: where they are, that they are ours alone, and how damaged ones are set aside.
+//!
+//! Promises: the directory is 0700 and every file in it 0600; a symlink in place of a file is never followed; the three
+//! files of a database move together.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc::O_NOFOLLOW;
+
+use super::error::StoreError;
+
+/// What SQLite appends to the name of a database.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+/// Stands beside a database that was set aside until it is salvaged.
+const UNFINISHED: &str = "unfinished";
+
+/// The paths of one store.
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    pub(super) directory: PathBuf,
+    pub(super) database: PathBuf,
+    pub(super) lock: PathBuf,
+}
+
+impl Files {
+    /// Creates the directory when it is missing and makes it ours alone. The directory itself may be reached through a
+    /// symlink (systemd's `StateDirectory=` makes one); what is in it may not.
+    pub(super) fn prepare(directory: &Path) -> Result<Self, StoreError> {
+        if !directory.exists() {
+            if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                fs::create_dir_all(parent).map_err(StoreError::file("create the directory", parent))?;
+            }
+            private_directory(directory).map_err(StoreError::file("create the directory", directory))?;
+        }
+        let directory = directory.canonicalize().map_err(StoreError::file("open the directory", directory))?;
+        let mode = directory.metadata().map_err(StoreError::file("open the directory", &directory))?.permissions().mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(&directory, Permissions::from_mode(0o700))
+                .map_err(StoreError::file("make private the directory", &directory))?;
+        }
+        Ok(Self { database: directory.join("history.db"), lock: directory.join("lock"), directory })
+    }
+
+    fn member(&self, suffix: &str) -> PathBuf {
+        let mut path = self.database.clone().into_os_string();
+        path.push(suffix);
+        path.into()
+    }
+
+    /// The first of the database's files that is there and is no regular file.
+    pub(super) fn irregular(&self) -> Option<PathBuf> {
+        SUFFIXES
+            .iter()
+            .map(|suffix| self.member(suffix))
+            .find(|path| path.symlink_metadata().is_ok_and(|metadata| !metadata.file_type().is_file()))
+    }
+
+    /// The length of the database file; `None` when there is none.
+    pub(super) fn database_len(&self) -> Option<u64> {
+        self.database.symlink_metadata().ok().map(|metadata| metadata.len())
+    }
+
+    /// The length of the write-ahead log.
+    pub(super) fn wal_len(&self) -> u64 {
+        self.member("-wal").symlink_metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    /// Makes an empty database file (SQLite gives its log the same mode), durable in its directory.
+    pub(super) fn create_database(&self) -> Result<(), StoreError> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(O_NOFOLLOW)
+            .open(&self.database)
+            .map_err(StoreError::file("create", &self.database))?;
+        File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(StoreError::file("sync", &self.directory))
+    }
+
+    /// Takes from others what an older or careless hand gave them.
+    pub(super) fn make_private(&self) -> Result<(), StoreError> {
+        for path in SUFFIXES.iter().map(|suffix| self.member(suffix)) {
+            if let Ok(metadata) = path.symlink_metadata()
+                && metadata.permissions().mode() & 0o077 != 0
+            {
+                fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(StoreError::file("make private", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same store with the database that salvage fills, before it takes the place of the damaged one.
+    pub(super) fn rebuilt(&self) -> Self {
+        Self { database: self.directory.join("history.db.salvage"), ..self.clone() }
+    }
+
+    /// Removes the database, its log and its index: only ever called for [`Self::rebuilt`].
+    pub(super) fn remove(&self) -> Result<(), StoreError> {
+        SUFFIXES
+            .iter()
+            .map(|suffix| self.member(suffix))
+            .try_for_each(|path| ignore_missing(fs::remove_file(&path)).map_err(StoreError::file("remove", &path)))
+    }
+
+    /// Puts the rebuilt database (checkpointed and closed) in place, durably, and marks the salvage of `aside` as done.
+    pub(super) fn put_in_place(&self, rebuilt: &Self, aside: &Path) -> Result<(), StoreError> {
+        for path in SUFFIXES.iter().skip(1).map(|suffix| rebuilt.member(suffix)) {
+            ignore_missing(fs::remove_file(&path)).map_err(StoreError::file("remove", &path))?;
+        }
+        fs::rename(&rebuilt.database, &self.database).map_err(StoreError::file("put in place", &rebuilt.database))?;
+        File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(StoreError::file("sync", &self.directory))?;
+        let marker = aside.with_file_name(UNFINISHED);
+        ignore_missing(fs::remove_file(&marker)).map_err(StoreError::file("remove", &marker))
+    }
+
+    /// A database that was set aside by a daemon that died before its salvage was done.
+    pub(super) fn unfinished(&self) -> Option<PathBuf> {
+        if self.database_len().is_some() {
+            return None;
+        }
+        let mut places: Vec<PathBuf> =
+            fs::read_dir(self.directory.join("corrupt")).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        places.sort();
+        places.into_iter().rev().find(|place| place.join(UNFINISHED).exists()).map(|place| place.join("history.db"))
+    }
+
+    /// Moves the database, its log and its index together into `corrupt/<name>/`; answers where the database is now. The
+    /// place is marked as unfinished until [`Self::put_in_place`].
+    pub(super) fn set_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let corrupt = self.directory.join("corrupt");
+        if corrupt.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
+            let elsewhere = self.directory.join(format!("corrupt.{name}"));
+            fs::rename(&corrupt, &elsewhere).map_err(StoreError::file("rename", &corrupt))?;
+        }
+        ignore_existing(private_directory(&corrupt)).map_err(StoreError::file("create the directory", &corrupt))?;
+        let place = (0..1000)
+            .map(|number| corrupt.join(if number == 0 { name.to_owned() } else { format!("{name}-{number}") }))
+            .find(|place| place.symlink_metadata().is_err())
+            .unwrap_or_else(|| corrupt.join(name));
+        private_directory(&place).map_err(StoreError::file("create the directory", &place))?;
+        let marker = place.join(UNFINISHED);
+        File::create_new(&marker).map_err(StoreError::file("create", &marker))?;
+        // The log and the index first: a database left without its log for a moment is still a database, but a fresh
+        // database must never find a stranger's log beside it.
+        for suffix in SUFFIXES.iter().rev() {
+            let from = self.member(suffix);
+            if from.symlink_metadata().is_ok() {
+                fs::rename(&from, place.join(format!("history.db{suffix}"))).map_err(StoreError::file("move aside", &from))?;
+            }
+        }
+        Ok(place.join("history.db"))
+    }
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn private_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)
+}
+
+fn ignore_existing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}

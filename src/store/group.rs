@@ -1,0 +1,226 @@
+//! One group: applied in one transaction, committed, and only then told to everybody, in order.
+
+use std::sync::Arc;
+
+use rusqlite::Connection;
+
+use super::apply::{Applier, rows_of};
+use super::error::{BindError, StoreError};
+use super::inbox::Job;
+use super::rows;
+use super::sessions;
+use super::shared::Shared;
+use super::shelf::row_after;
+use super::types::{BacklogSession, Lifecycle, OpenedSession, RowId, SessionHandle, SessionWrite, Settled, StreamTaken};
+use super::writer::{Coalesced, NextIds, wall_clock};
+use crate::observe::Skip;
+
+/// A job on its way through a group.
+pub(super) struct Item {
+    pub(super) job: Job,
+    pub(super) first_row: i64,
+    pub(super) answer: Answer,
+    /// Its messages stand in the books as pending and held.
+    pub(super) booked: bool,
+}
+
+/// What is told once the group is committed.
+pub(super) enum Answer {
+    None,
+    Refused,
+    Opened(Result<OpenedSession, StoreError>),
+    Bound(Result<u64, BindError>),
+    Adopted(Result<Vec<BacklogSession>, StoreError>),
+}
+
+impl Item {
+    pub(super) const fn new(job: Job) -> Self {
+        Self { job, first_row: 0, answer: Answer::None, booked: false }
+    }
+}
+
+/// Runs `body` in a transaction of its own.
+pub(super) fn in_transaction(connection: &Connection, body: impl FnOnce() -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+    rows::cached(connection, "BEGIN IMMEDIATE")?.execute([])?;
+    let result = body().and_then(|()| rows::cached(connection, "COMMIT")?.execute([]).map(|_| ()));
+    if result.is_err() && !connection.is_autocommit() {
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    result
+}
+
+/// Writes a group: jobs in order, then cursors, then streams. Answers roughly how many bytes went into the log.
+pub(super) fn commit(
+    shared: &Shared,
+    connection: &Connection,
+    next: &mut NextIds,
+    items: &mut [Item],
+    coalesced: &Coalesced,
+    refusing: bool,
+) -> rusqlite::Result<u64> {
+    let now = wall_clock();
+    let mut bytes = 8192;
+    in_transaction(connection, || {
+        let mut applier = Applier::new(connection)?;
+        for item in items.iter_mut() {
+            bytes += apply(shared, &mut applier, next, item, refusing)?;
+        }
+        for advance in coalesced.advances.values() {
+            applier.advance(advance, now)?;
+        }
+        for (mac, device) in &coalesced.devices {
+            applier.device(*mac, device.as_ref())?;
+        }
+        bytes += 64 * coalesced.advances.len() as u64;
+        applier.finish()?;
+        // Before anybody can see the rows: whoever delivers one must find it in the books.
+        for item in items.iter_mut() {
+            book(shared, item);
+        }
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+fn apply(
+    shared: &Shared,
+    applier: &mut Applier<'_>,
+    next: &mut NextIds,
+    item: &mut Item,
+    refusing: bool,
+) -> rusqlite::Result<u64> {
+    let mut weight = 256;
+    match &item.job {
+        Job::Write(write) => {
+            if write.epoch.is_refused() || (refusing && rows_of(write) > 0) {
+                write.epoch.refuse();
+                item.answer = Answer::Refused;
+                return Ok(0);
+            }
+            item.first_row = next.row;
+            next.row = row_after(next.row, write);
+            applier.write(write, item.first_row)?;
+            weight = write.weight();
+        }
+        Job::Open { identity, now, .. } => {
+            let opened = if let Some(opened) = sessions::load(&shared.directory, applier.connection, identity, *now)? {
+                opened
+            } else {
+                let handle = sessions::new_handle(&shared.directory, next.session_key(), identity);
+                applier.create_session(handle.key, identity, *now)?;
+                sessions::opened_new(handle)
+            };
+            item.answer = Answer::Opened(Ok(opened));
+        }
+        Job::Bind { session, stream, now, .. } => {
+            let known = applier.stream(stream)?;
+            let bound = bind(session, known);
+            if bound.is_ok() {
+                applier.touch_stream(stream, session.key, known.map_or(0, |(_, seq)| seq), *now);
+            }
+            item.answer = Answer::Bound(bound.map_err(BindError::Taken));
+        }
+        Job::Agent { session, agent_id } => applier.set_agent(session.key, agent_id.as_deref())?,
+        Job::Adopt { found, .. } => {
+            item.answer = Answer::Adopted(Ok(sessions::adopt(&shared.directory, applier.connection, found)?));
+        }
+    }
+    Ok(weight as u64)
+}
+
+/// The highest line of a stream, when it is free or the session's.
+pub(super) fn bind(session: &Arc<SessionHandle>, known: Option<(super::types::SessionKey, u64)>) -> Result<u64, StreamTaken> {
+    match known {
+        Some((owner, _)) if owner != session.key => Err(StreamTaken),
+        Some((_, seq)) => Ok(seq),
+        None => Ok(0),
+    }
+}
+
+/// Messages of a write that are to be delivered.
+pub(super) fn sendable(write: &SessionWrite) -> u64 {
+    write.messages.iter().filter(|message| message.sendable).count() as u64
+}
+
+/// Puts an accepted write into the books.
+pub(super) fn book(shared: &Shared, item: &mut Item) {
+    let Job::Write(write) = &item.job else { return };
+    if item.booked || matches!(item.answer, Answer::Refused) {
+        return;
+    }
+    item.booked = true;
+    let sendable = sendable(write);
+    write.session.add_pending(sendable);
+    shared.metrics.pending.add(sendable);
+    shared.metrics.skipped.add(Skip::KeptOnly, write.messages.len() as u64 - sendable);
+    shared.metrics.held.add(write.hold.len() as u64);
+    shared.metrics.held.subtract(write.release.len() as u64);
+}
+
+/// Refuses a write for want of room; it leaves the books again if it was in them.
+pub(super) fn refuse(shared: &Shared, mut write: SessionWrite, booked: bool) {
+    write.epoch.refuse();
+    if booked {
+        let sendable = sendable(&write);
+        write.session.remove_pending(sendable);
+        shared.metrics.pending.subtract(sendable);
+        shared.metrics.held.add(write.release.len() as u64);
+        shared.metrics.held.subtract(write.hold.len() as u64);
+    }
+    // What was held before stays held; only what is new was received and is refused.
+    let emitted = write.messages.iter().filter(|message| write.release.contains(&message.uuid)).count();
+    let kept = if booked { write.messages.len() as u64 - sendable(&write) } else { 0 };
+    let refused = (write.messages.len() - emitted + write.hold.len()) as u64;
+    shared.metrics.skipped.add(Skip::Overloaded, refused.saturating_sub(kept));
+    if let Some(on_settled) = write.on_settled.take() {
+        on_settled(Settled::Overloaded);
+    }
+}
+
+/// What a lifecycle says to the uploader.
+pub(super) fn ended(write: &SessionWrite) -> Option<bool> {
+    write.lifecycle.as_ref().map(|lifecycle| matches!(lifecycle, Lifecycle::Ended { .. }))
+}
+
+/// Tells everybody that a group is durable.
+pub(super) fn settle(shared: &Shared, items: Vec<Item>) {
+    let mut news = Vec::new();
+    let mut written = 0;
+    for item in &items {
+        if let (Job::Write(write), false) = (&item.job, matches!(item.answer, Answer::Refused)) {
+            written += 1;
+            note_stored(write, item.first_row);
+            news.push((Arc::clone(&write.session), sendable(write), ended(write)));
+        }
+    }
+    shared.metrics.writes_committed.add(written);
+    shared.arrivals.note(news);
+    for item in items {
+        match (item.job, item.answer) {
+            (Job::Write(write), Answer::Refused) => refuse(shared, *write, item.booked),
+            (Job::Write(write), _) => {
+                if let Some(on_settled) = write.on_settled {
+                    on_settled(Settled::Durable);
+                }
+            }
+            (job, answer) => reply(job, answer),
+        }
+    }
+}
+
+/// The rows of a write are in the database.
+pub(super) fn note_stored(write: &SessionWrite, first_row: i64) {
+    if let Ok(count @ 1..) = i64::try_from(write.messages.len()) {
+        write.session.note_stored(RowId(first_row + count - 1));
+    }
+}
+
+/// Answers a job that is no write. Whoever no longer listens needs no answer.
+pub(super) fn reply(job: Job, answer: Answer) {
+    match (job, answer) {
+        (Job::Open { reply, .. }, Answer::Opened(opened)) => drop(reply.send(opened)),
+        (Job::Bind { reply, .. }, Answer::Bound(bound)) => drop(reply.send(bound)),
+        (Job::Adopt { reply, .. }, Answer::Adopted(adopted)) => drop(reply.send(adopted)),
+        _ => {}
+    }
+}

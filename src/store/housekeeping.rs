@@ -1,0 +1,236 @@
+//! What the writer does between groups: it measures the store, checkpoints the log, and lets delivered history go by age
+//! and size. Each visit is one small step, so intake never waits for more than that.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::clock::ClockWatch;
+use super::retention::{self, Aim, Pass, Sweep};
+use super::schema::PAGE_BYTES;
+use super::shared::Shared;
+use super::writer::{Mode, NextIds, Writer, wall_clock};
+use crate::observe::Skip;
+use crate::protocol::UnixMillis;
+
+/// How often a pass over old rows begins.
+const PASS_EVERY: Duration = Duration::from_secs(3600);
+/// The first pass, after the start.
+const FIRST_PASS: Duration = Duration::from_secs(60);
+/// After a failed step, and after a pass for room that found nothing.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Steps of a pass for room in one visit: more rows than a group can bring.
+const ROOM_STEPS: usize = 4;
+/// The log is checkpointed at this size at the latest.
+const LOG_BYTES: u64 = 16 << 20;
+
+/// What is going on in the house.
+pub(super) struct Housekeeping {
+    clock: ClockWatch,
+    unmeasured: u64,
+    uncheckpointed: u64,
+    used: u64,
+    measured_limit: u64,
+    pass: Option<Pass>,
+    sweep: Option<Sweep>,
+    next_pass: Instant,
+    /// A pass for room found nothing to delete: not before this.
+    next_room: Instant,
+    refusing: bool,
+}
+
+impl Housekeeping {
+    pub(super) fn new(now: Instant, wall: UnixMillis) -> Self {
+        Self {
+            clock: ClockWatch::new(now, wall),
+            // Measured at the first visit.
+            unmeasured: u64::MAX,
+            uncheckpointed: 0,
+            used: 0,
+            measured_limit: 0,
+            pass: None,
+            sweep: None,
+            next_pass: now + FIRST_PASS,
+            next_room: now,
+            refusing: false,
+        }
+    }
+
+    /// Whether the store is full and has nothing left that may go.
+    pub(super) const fn refuses(&self) -> bool {
+        self.refusing
+    }
+
+    /// When to come again without being asked.
+    pub(super) fn next_due(&self) -> Instant {
+        if self.pass.is_some() || self.sweep.is_some() {
+            return Instant::now();
+        }
+        let due = if self.refusing { self.next_room.min(self.next_pass) } else { self.next_pass };
+        // The clocks are compared once a minute at least.
+        due.min(Instant::now() + Duration::from_secs(60))
+    }
+
+    /// Bytes went into the log.
+    pub(super) const fn note_written(&mut self, bytes: u64) {
+        self.unmeasured = self.unmeasured.saturating_add(bytes);
+        self.uncheckpointed = self.uncheckpointed.saturating_add(bytes);
+    }
+
+    /// The database is another one, or came back.
+    pub(super) const fn look_soon(&mut self) {
+        self.unmeasured = u64::MAX;
+    }
+
+    fn postpone(&mut self) {
+        (self.pass, self.sweep) = (None, None);
+        let now = Instant::now();
+        self.next_room = now + PAUSE;
+        self.next_pass = self.next_pass.max(now + FIRST_PASS);
+    }
+}
+
+/// The size at which the log is checkpointed: small beside the limit of the store.
+fn log_bytes(max_bytes: u64) -> u64 {
+    (max_bytes / 8).clamp(64 << 10, LOG_BYTES)
+}
+
+/// Carries the log into the database.
+pub(super) fn checkpoint(connection: &Connection, kind: &str) -> rusqlite::Result<()> {
+    connection.query_row(&format!("PRAGMA wal_checkpoint({kind})"), [], |_| Ok(()))
+}
+
+/// Bytes of the pages in use.
+fn used_pages(connection: &Connection) -> rusqlite::Result<u64> {
+    let count =
+        |pragma: &str| -> rusqlite::Result<i64> { super::rows::cached(connection, pragma)?.query_row([], |row| row.get(0)) };
+    let pages = count("PRAGMA page_count")? - count("PRAGMA freelist_count")?;
+    Ok(u64::try_from(pages).unwrap_or(0) * PAGE_BYTES as u64)
+}
+
+impl Writer {
+    /// One visit.
+    pub(super) fn keep_house(&mut self) {
+        let Mode::Running(connection) = &self.mode else { return };
+        let visit = visit(&self.shared, connection, &mut self.house, self.next);
+        if let Err(error) = visit {
+            self.house.postpone();
+            self.begin_episode("tidy", &error);
+        }
+    }
+}
+
+fn visit(shared: &Shared, connection: &Connection, house: &mut Housekeeping, next: NextIds) -> rusqlite::Result<()> {
+    let limit = shared.limits.max_bytes();
+    if house.uncheckpointed >= log_bytes(limit) {
+        house.uncheckpointed = 0;
+        checkpoint_or_wait(connection, "PASSIVE")?;
+    }
+    let trusts_clock = house.clock.trusts(Instant::now(), wall_clock());
+    if house.unmeasured >= limit / 64 || house.measured_limit != limit {
+        measure(shared, connection, house, limit)?;
+    }
+    if house.used >= limit && Instant::now() >= house.next_room && !house.pass.as_ref().is_some_and(|pass| pass.aim == Aim::Room)
+    {
+        house.pass = Some(Pass::new(Aim::Room));
+    }
+    if house.pass.is_none() && house.sweep.is_none() && Instant::now() >= house.next_pass {
+        house.next_pass = Instant::now() + PASS_EVERY;
+        if trusts_clock {
+            house.pass = Some(Pass::new(Aim::Age { cutoff: retention::cutoff(wall_clock(), shared.limits.retention()) }));
+        }
+    }
+    if let Some(pass) = house.pass.take() {
+        step(shared, connection, house, next, pass)?;
+    } else if let Some(sweep) = house.sweep.take() {
+        house.sweep = retention::sweep(connection, &shared.directory, sweep, wall_clock(), next)?;
+        house.note_written(4096);
+    }
+    Ok(())
+}
+
+fn step(
+    shared: &Shared,
+    connection: &Connection,
+    house: &mut Housekeeping,
+    next: NextIds,
+    mut pass: Pass,
+) -> rusqlite::Result<()> {
+    let limit = shared.limits.max_bytes();
+    let steps = if pass.aim == Aim::Room { ROOM_STEPS } else { 1 };
+    for _ in 0..steps {
+        let done = retention::step(connection, &mut pass, shared.limits.all_delivered(), next)?;
+        shared.metrics.messages_pruned.add(done.deleted);
+        house.note_written(done.deleted * 512);
+        for (key, expired) in done.expired {
+            shared.metrics.skipped.add(Skip::Expired, expired);
+            shared.metrics.pending.subtract(expired);
+            if let Some(handle) = shared.directory.get(key) {
+                handle.remove_pending(expired);
+            }
+        }
+        let enough = pass.aim == Aim::Room && {
+            measure(shared, connection, house, limit)?;
+            house.used < limit - limit / 32
+        };
+        if done.finished || enough {
+            if pass.aim == Aim::Room {
+                refuse_if_full(shared, connection, house, limit)?;
+                if house.refusing {
+                    house.next_room = Instant::now() + PAUSE;
+                }
+            }
+            house.sweep = Some(Sweep::default());
+            return Ok(());
+        }
+    }
+    house.pass = Some(pass);
+    Ok(())
+}
+
+/// After a pass for room: is there room now?
+fn refuse_if_full(shared: &Shared, connection: &Connection, house: &mut Housekeeping, limit: u64) -> rusqlite::Result<()> {
+    if house.used >= limit {
+        checkpoint_or_wait(connection, "TRUNCATE")?;
+        measure(shared, connection, house, limit)?;
+    }
+    set_refusing(shared, house, house.used >= limit);
+    Ok(())
+}
+
+fn set_refusing(shared: &Shared, house: &mut Housekeeping, refusing: bool) {
+    if refusing == house.refusing {
+        return;
+    }
+    house.refusing = refusing;
+    shared.health().full = refusing;
+    let (path, used_bytes) = (shared.files.database.display(), house.used);
+    if refusing {
+        tracing::error!(
+            %path, used_bytes,
+            "the store is full of undelivered messages: new ones are refused (raise store.max_bytes, or let delivery go on)"
+        );
+    } else {
+        tracing::info!(%path, used_bytes, "the store has room again");
+    }
+}
+
+fn measure(shared: &Shared, connection: &Connection, house: &mut Housekeeping, limit: u64) -> rusqlite::Result<()> {
+    house.used = used_pages(connection)? + shared.files.wal_len();
+    (house.unmeasured, house.measured_limit) = (0, limit);
+    shared.health().used_bytes = house.used;
+    connection.pragma_update(None, "journal_size_limit", i64::try_from(log_bytes(limit)).unwrap_or(i64::MAX))?;
+    if house.refusing && house.used < limit {
+        set_refusing(shared, house, false);
+    }
+    Ok(())
+}
+
+/// A checkpoint that a long reader or a full disk stops is made up for later: the log keeps everything meanwhile.
+fn checkpoint_or_wait(connection: &Connection, kind: &str) -> rusqlite::Result<()> {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+    match checkpoint(connection, kind) {
+        Err(error) if matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull)) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,254 @@
+//! What the writer thread is asked to do: a bounded queue of jobs, and what is coalesced beside it.
+//!
+//! Promises: jobs keep the order in which they were accepted; waiting jobs never weigh more than [`CAPACITY_BYTES`]
+//! (each at least [`MIN_WEIGHT`], which bounds their number, too); cursors and waiting devices are coalesced, so they
+//! never block and are bounded by the number of sessions and devices.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, oneshot};
+
+use super::error::{BindError, StoreError};
+use super::types::{
+    BacklogSession, Cursor, OpenedSession, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled, WaitingDevice,
+};
+use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
+
+/// Bytes of jobs that may wait.
+const CAPACITY_BYTES: u32 = 16 << 20;
+/// What the smallest job weighs.
+const MIN_WEIGHT: usize = 512;
+/// Jobs in one transaction.
+const GROUP_JOBS: usize = 1024;
+/// Bytes of jobs in one transaction (the first job is taken whatever it weighs).
+const GROUP_BYTES: usize = 4 << 20;
+
+/// One thing to do, in order.
+pub(super) enum Job {
+    Write(Box<SessionWrite>),
+    Open { identity: SessionIdentity, now: UnixMillis, reply: oneshot::Sender<Result<OpenedSession, StoreError>> },
+    Bind { session: Arc<SessionHandle>, stream: Arc<str>, now: UnixMillis, reply: oneshot::Sender<Result<u64, BindError>> },
+    Agent { session: Arc<SessionHandle>, agent_id: Option<String> },
+    Adopt { found: Vec<Found>, reply: oneshot::Sender<Result<Vec<BacklogSession>, StoreError>> },
+}
+
+/// A session with undelivered messages as a reader saw it.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) key: SessionKey,
+    pub(super) identity: SessionIdentity,
+    pub(super) ended: bool,
+    pub(super) cursor: Cursor,
+    pub(super) pending: u64,
+    pub(super) newest: RowId,
+    pub(super) oldest: UnixMillis,
+}
+
+/// The cursor of a session is to be written: the newest, which its handle knows.
+pub(super) struct Advance {
+    pub(super) handle: Arc<SessionHandle>,
+    pub(super) rejected: Vec<(RowId, Rejection)>,
+    pub(super) waiters: Vec<oneshot::Sender<()>>,
+}
+
+/// Everything the writer takes at once.
+#[derive(Default)]
+pub(super) struct Taken {
+    pub(super) jobs: Vec<Job>,
+    pub(super) advances: HashMap<SessionKey, Advance>,
+    /// `None`: the device no longer waits.
+    pub(super) devices: HashMap<MacAddress, Option<WaitingDevice>>,
+    pub(super) heartbeats: Vec<oneshot::Sender<()>>,
+    /// A reader met damage in the database of this generation.
+    pub(super) damage: Option<(u64, String)>,
+    /// The daemon stops, and no job is left after these.
+    pub(super) last: bool,
+}
+
+/// The writer's inbox.
+pub(super) struct Inbox {
+    state: Mutex<State>,
+    wake: Condvar,
+    room: Semaphore,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<(Job, u32)>,
+    coalesced: Taken,
+    poked: bool,
+    closing: bool,
+    closed: bool,
+}
+
+impl SessionWrite {
+    /// The memory it needs while it waits, in bytes.
+    pub(super) fn weight(&self) -> usize {
+        let messages: usize = self.messages.iter().map(super::types::NewMessage::weight).sum();
+        let held: usize = self.hold.iter().map(|held| 256 + held.text.len() + held.item_id.as_ref().map_or(0, String::len)).sum();
+        MIN_WEIGHT + messages + held + self.release.len() * 16
+    }
+}
+
+impl Job {
+    fn weight(&self) -> u32 {
+        let bytes = if let Self::Write(write) = self { write.weight() } else { MIN_WEIGHT };
+        u32::try_from(bytes).unwrap_or(u32::MAX).min(CAPACITY_BYTES)
+    }
+
+    /// Answers a job that nobody will do any more.
+    fn abandon(self) {
+        match self {
+            Self::Write(write) => {
+                write.epoch.refuse();
+                if let Some(on_settled) = write.on_settled {
+                    on_settled(Settled::Overloaded);
+                }
+            }
+            Self::Open { reply, .. } => drop(reply.send(Err(StoreError::Closed))),
+            Self::Bind { reply, .. } => drop(reply.send(Err(BindError::Store(StoreError::Closed)))),
+            Self::Adopt { reply, .. } => drop(reply.send(Err(StoreError::Closed))),
+            Self::Agent { .. } => {}
+        }
+    }
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Self { state: Mutex::default(), wake: Condvar::new(), room: Semaphore::new(CAPACITY_BYTES as usize) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a job; waits for room. Answers it itself when the store is closed.
+    pub(super) async fn push(&self, job: Job) {
+        let weight = job.weight();
+        match self.room.acquire_many(weight).await {
+            // Given back by `take`.
+            Ok(permit) => permit.forget(),
+            Err(_) => return job.abandon(),
+        }
+        let mut state = self.state();
+        if state.closing {
+            drop(state);
+            return job.abandon();
+        }
+        state.jobs.push_back((job, weight));
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Queues the newest cursor of a session.
+    pub(super) fn advance(&self, handle: &Arc<SessionHandle>, rejected: Vec<(RowId, Rejection)>) -> oneshot::Receiver<()> {
+        let (waiter, committed) = oneshot::channel();
+        let mut state = self.state();
+        if !state.closed {
+            let advance = state.coalesced.advances.entry(handle.key).or_insert_with(|| Advance {
+                handle: Arc::clone(handle),
+                rejected: Vec::new(),
+                waiters: Vec::new(),
+            });
+            advance.rejected.extend(rejected);
+            advance.waiters.push(waiter);
+        }
+        drop(state);
+        self.wake.notify_one();
+        committed
+    }
+
+    /// Queues what is known of a waiting device; `None`: it no longer waits.
+    pub(super) fn device(&self, mac: MacAddress, device: Option<WaitingDevice>) {
+        self.state().coalesced.devices.insert(mac, device);
+        self.wake.notify_one();
+    }
+
+    /// Answers when the writer has gone round its loop.
+    pub(super) fn heartbeat(&self) -> oneshot::Receiver<()> {
+        let (beat, beaten) = oneshot::channel();
+        let mut state = self.state();
+        if !state.closed {
+            state.coalesced.heartbeats.push(beat);
+        }
+        drop(state);
+        self.wake.notify_one();
+        beaten
+    }
+
+    /// Tells that the database of this generation is damaged.
+    pub(super) fn report_damage(&self, generation: u64, cause: String) {
+        self.state().coalesced.damage = Some((generation, cause));
+        self.wake.notify_one();
+    }
+
+    /// Makes the writer go round its loop.
+    pub(super) fn poke(&self) {
+        self.state().poked = true;
+        self.wake.notify_one();
+    }
+
+    /// No job is accepted from now on; what is queued is done, then the writer ends.
+    pub(super) fn close(&self) {
+        self.state().closing = true;
+        self.room.close();
+        self.wake.notify_one();
+    }
+
+    /// The writer is gone: answers what came too late.
+    pub(super) fn finish(&self) {
+        let mut state = self.state();
+        (state.closing, state.closed) = (true, true);
+        let jobs = std::mem::take(&mut state.jobs);
+        let coalesced = std::mem::take(&mut state.coalesced);
+        drop(state);
+        self.room.close();
+        for (job, _) in jobs {
+            job.abandon();
+        }
+        drop(coalesced);
+    }
+
+    /// Takes the next group; waits for something to do, but not beyond `deadline`.
+    pub(super) fn take(&self, deadline: Instant) -> Taken {
+        let mut state = self.state();
+        while !state.is_due() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.poked = false;
+        let mut taken = std::mem::take(&mut state.coalesced);
+        let (mut bytes, mut freed) = (0, 0);
+        while let Some((_, weight)) = state.jobs.front() {
+            let weight = *weight as usize;
+            if taken.jobs.len() >= GROUP_JOBS || (!taken.jobs.is_empty() && bytes + weight > GROUP_BYTES) {
+                break;
+            }
+            bytes += weight;
+            freed += weight;
+            taken.jobs.extend(state.jobs.pop_front().map(|(job, _)| job));
+        }
+        taken.last = state.closing && state.jobs.is_empty();
+        drop(state);
+        self.room.add_permits(freed);
+        taken
+    }
+}
+
+impl State {
+    fn is_due(&self) -> bool {
+        let coalesced = &self.coalesced;
+        self.poked
+            || self.closing
+            || !self.jobs.is_empty()
+            || !coalesced.advances.is_empty()
+            || !coalesced.devices.is_empty()
+            || !coalesced.heartbeats.is_empty()
+            || coalesced.damage.is_some()
+    }
+}

@@ -1,0 +1,218 @@
+//! A damaged database is set aside and what can be read of it is carried into a fresh one.
+//!
+//! The fresh database is filled under another name and takes the place of the damaged one by a rename, so a kill in between
+//! starts the salvage again at the next start. While the daemon runs, this happens on a thread of its own: intake goes
+//! to the shelf meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+
+use super::apply::Applier;
+use super::error::StoreError;
+use super::files::Files;
+use super::group::in_transaction;
+use super::inbox::Advance;
+use super::open::{self, Opening};
+use super::rows;
+use super::salvage::{DamagedFiles, SalvageReport, salvage};
+use super::shared::Shared;
+use super::types::RowId;
+use super::writer::{NextIds, wall_clock};
+use crate::config::Durability;
+use crate::observe::Metrics;
+
+/// Ids left out after a salvage: rows that could not be read may have had them.
+const ID_GAP: i64 = 1 << 20;
+
+/// Where a fresh database gets its content from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Source {
+    /// The damaged files.
+    Aside,
+    /// The damaged files, and ids that were given out while the daemon ran.
+    Known(NextIds),
+    /// Nowhere: what salvage had made was damaged, too.
+    Nothing,
+}
+
+/// How far the repair of a damaged database is.
+#[derive(Default)]
+pub(super) enum Repair {
+    /// Nothing to repair.
+    #[default]
+    None,
+    /// Damage was found.
+    Needed,
+    /// The damaged files are set aside.
+    Aside(PathBuf),
+    /// A thread salvages.
+    UnderWay(PathBuf, JoinHandle<Result<SalvageReport, StoreError>>),
+    /// The rebuilt database is in place, the living sessions have to be written into it.
+    InPlace,
+}
+
+impl Repair {
+    pub(super) const fn is_under_way(&self) -> bool {
+        matches!(self, Self::UnderWay(..))
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self, Self::UnderWay(_, thread) if thread.is_finished())
+    }
+}
+
+/// A name for the place of a damaged database.
+pub(super) fn place_name() -> String {
+    jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+/// Goes on with a repair; answers whether the database can be opened.
+pub(super) fn proceed(shared: &Arc<Shared>, repair: &mut Repair, next: &NextIds) -> Result<bool, StoreError> {
+    loop {
+        *repair = match std::mem::take(repair) {
+            Repair::Needed => {
+                shared.readers.take_away();
+                match shared.files.set_aside(&place_name()) {
+                    Ok(aside) => Repair::Aside(aside),
+                    Err(error) => {
+                        *repair = Repair::Needed;
+                        return Err(error);
+                    }
+                }
+            }
+            Repair::Aside(aside) => match start(shared, &aside, *next) {
+                Ok(thread) => {
+                    *repair = Repair::UnderWay(aside, thread);
+                    return Ok(false);
+                }
+                Err(error) => {
+                    *repair = Repair::Aside(aside);
+                    return Err(error);
+                }
+            },
+            Repair::UnderWay(aside, thread) if thread.is_finished() => match thread.join() {
+                Ok(Ok(report)) => {
+                    announce(&shared.metrics, &aside, &report);
+                    Repair::InPlace
+                }
+                Ok(Err(error)) => {
+                    *repair = Repair::Aside(aside);
+                    return Err(error);
+                }
+                Err(_) => {
+                    *repair = Repair::Aside(aside);
+                    return Err(StoreError::Unavailable);
+                }
+            },
+            under_way @ Repair::UnderWay(..) => {
+                *repair = under_way;
+                return Ok(false);
+            }
+            ready @ (Repair::None | Repair::InPlace) => {
+                *repair = ready;
+                return Ok(true);
+            }
+        };
+    }
+}
+
+fn start(shared: &Arc<Shared>, aside: &Path, next: NextIds) -> Result<JoinHandle<Result<SalvageReport, StoreError>>, StoreError> {
+    let (shared, aside) = (Arc::clone(shared), aside.to_path_buf());
+    let place = aside.clone();
+    std::thread::Builder::new()
+        .name("store-salvage".into())
+        .spawn(move || {
+            let result = rebuild(&shared.files, shared.durability, &aside, Source::Known(next));
+            shared.inbox.poke();
+            result
+        })
+        .map_err(StoreError::file("start a thread to salvage", &place))
+}
+
+/// Makes a fresh database, salvages `source` into it, and puts it in the place of the one that stands in `aside`. Blocks.
+pub(super) fn rebuild(files: &Files, durability: Durability, aside: &Path, source: Source) -> Result<SalvageReport, StoreError> {
+    let rebuilt = files.rebuilt();
+    rebuilt.remove()?;
+    let Opening::Ready(mut connection) = open::open(&rebuilt, durability)? else { return Err(StoreError::Unavailable) };
+    let failed = |error| StoreError::database("salvage into", &rebuilt.database)(error);
+    let report = if source == Source::Nothing {
+        SalvageReport::default()
+    } else {
+        let damaged = DamagedFiles { db: regular(aside.to_path_buf()), wal: regular(aside.with_file_name("history.db-wal")) };
+        salvage(&damaged, &mut connection).map_err(failed)?
+    };
+    let found = NextIds::read(&connection).map_err(failed)?.unwrap_or(NextIds { row: 1, session: 1 });
+    let mut next = NextIds { row: found.row.max(report.next_row), ..found };
+    if let Source::Known(known) = source {
+        next = next.at_least(known);
+    }
+    let next = NextIds { row: next.row + ID_GAP, session: next.session + ID_GAP };
+    in_transaction(&connection, || next.save(&connection)).map_err(failed)?;
+    super::housekeeping::checkpoint(&connection, "TRUNCATE").map_err(failed)?;
+    connection.close().map_err(|(_, error)| failed(error))?;
+    files.put_in_place(&rebuilt, aside)?;
+    Ok(report)
+}
+
+/// A symlink in place of a file is nobody's history, and is not followed: its path becomes one where nothing is.
+fn regular(path: PathBuf) -> PathBuf {
+    let foreign = path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file());
+    if foreign { path.with_extension("not-followed") } else { path }
+}
+
+/// Counts a salvage and says so.
+pub(super) fn announce(metrics: &Metrics, aside: &Path, report: &SalvageReport) {
+    metrics.stores_salvaged.increment();
+    metrics.messages_salvaged.add(report.messages);
+    metrics.cursors_lost.add(report.sessions_without_cursor);
+    tracing::error!(
+        aside = %aside.display(),
+        messages = report.messages,
+        sessions_sent_again = report.sessions_without_cursor,
+        "a damaged store was set aside; its readable messages were salvaged"
+    );
+}
+
+/// After a repair: the sessions in use are written into the new database with what is known of them in memory, and counted
+/// anew, because rows may have been lost.
+pub(super) fn restore_living(
+    shared: &Shared,
+    connection: &Connection,
+    next: &mut NextIds,
+    repair: &mut Repair,
+) -> rusqlite::Result<()> {
+    if !matches!(repair, Repair::InPlace) {
+        return Ok(());
+    }
+    if let Some(found) = NextIds::read(connection)? {
+        *next = next.at_least(found);
+    }
+    let living = shared.directory.living();
+    let now = wall_clock();
+    in_transaction(connection, || {
+        let applier = Applier::new(connection)?;
+        for handle in &living {
+            applier.create_session(handle.key, &handle.identity, now)?;
+            if handle.cursor().row > RowId(0) {
+                let advance = Advance { handle: Arc::clone(handle), rejected: Vec::new(), waiters: Vec::new() };
+                applier.advance(&advance, now)?;
+            }
+        }
+        applier.finish()
+    })?;
+    let mut shelved_total = 0;
+    for handle in &living {
+        let after = handle.cursor().row;
+        let shelved = shared.shelf().undelivered(handle.key, after);
+        shelved_total += shelved;
+        handle.set_stored(rows::newest(connection, handle.key)?);
+        handle.set_pending(rows::count_after(connection, handle.key, after)? + shelved);
+    }
+    shared.metrics.pending.set(super::reads::pending_count(connection)? + shelved_total);
+    shared.metrics.held.set(super::reads::held_count(connection)? + shared.shelf().held_balance());
+    *repair = Repair::None;
+    Ok(())
+}

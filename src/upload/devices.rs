@@ -1,0 +1,151 @@
+//! The devices the server does not know: all their sessions wait, one message at a time tries again, and other devices
+//! flow. Pure but for the instants it is given.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::protocol::{MacAddress, UnixMillis};
+use crate::store::{SessionKey, WaitingDevice};
+
+/// All waiting devices.
+#[derive(Default)]
+pub(super) struct Devices {
+    waiting: HashMap<MacAddress, Device>,
+    timers: BTreeSet<(Instant, MacAddress)>,
+}
+
+struct Device {
+    record: WaitingDevice,
+    parked: Vec<SessionKey>,
+    /// A message of it may try.
+    trying: bool,
+}
+
+/// Whether a session may be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Admission {
+    /// Its device is not known to be unregistered.
+    Free,
+    /// One message of it tries whether the device is registered by now.
+    Trial,
+    /// As [`Self::Trial`], but the hold is over: what was waiting that long is rejected first.
+    HoldIsOver,
+    /// It waits: it is parked here and to be parked in the queue.
+    Parked,
+}
+
+/// A device's answer was "unregistered".
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Noted {
+    /// It was not known before: worth a log line.
+    pub(super) fresh: bool,
+    /// To be written down, when the number of its tries changed.
+    pub(super) record: Option<WaitingDevice>,
+}
+
+impl Devices {
+    /// A device that was waiting when the daemon stopped: its first message tries at once.
+    pub(super) fn restore(&mut self, record: WaitingDevice) {
+        self.waiting.insert(record.mac, Device { record, parked: Vec::new(), trying: true });
+    }
+
+    pub(super) fn is_waiting(&self, mac: MacAddress) -> bool {
+        self.waiting.contains_key(&mac)
+    }
+
+    /// Devices with sessions that wait.
+    pub(super) fn count(&self) -> usize {
+        self.waiting.values().filter(|device| !device.parked.is_empty()).count()
+    }
+
+    /// Whether a session of the device may be sent now. The hold is counted in tries, so that a jump of the clock
+    /// rejects nothing.
+    pub(super) fn admit(&mut self, key: SessionKey, mac: MacAddress, retry: Duration, hold: Duration) -> Admission {
+        let Some(device) = self.waiting.get_mut(&mac) else { return Admission::Free };
+        if !device.trying {
+            device.parked.push(key);
+            return Admission::Parked;
+        }
+        let tries = hold.as_millis().div_ceil(retry.as_millis().max(1)).max(1);
+        if u128::from(device.record.tries) >= tries { Admission::HoldIsOver } else { Admission::Trial }
+    }
+
+    /// The server does not know the device of this session: it is parked here.
+    pub(super) fn unregistered(&mut self, key: SessionKey, mac: MacAddress, since: UnixMillis, next: Instant) -> Noted {
+        let fresh = !self.waiting.contains_key(&mac);
+        let new = || Device { record: WaitingDevice { mac, since, tries: 0 }, parked: Vec::new(), trying: true };
+        let device = self.waiting.entry(mac).or_insert_with(new);
+        device.parked.push(key);
+        if !device.trying {
+            // Another session of it was under way at the same time.
+            return Noted { fresh, record: None };
+        }
+        device.trying = false;
+        device.record.tries = device.record.tries.saturating_add(1);
+        self.timers.insert((next, mac));
+        Noted { fresh, record: Some(device.record.clone()) }
+    }
+
+    /// The device is registered now: the sessions that waited.
+    pub(super) fn registered(&mut self, mac: MacAddress) -> Option<Vec<SessionKey>> {
+        self.waiting.remove(&mac).map(|device| device.parked)
+    }
+
+    /// Nothing of the device is left to wait for, or one parked session of it is to try.
+    pub(super) fn next_trial(&mut self, mac: MacAddress) -> Option<SessionKey> {
+        let device = self.waiting.get_mut(&mac)?;
+        device.trying = true;
+        (!device.parked.is_empty()).then(|| device.parked.remove(0))
+    }
+
+    pub(super) fn next_timer(&self) -> Option<Instant> {
+        self.timers.first().map(|&(at, _)| at)
+    }
+
+    /// A device whose next try is due.
+    pub(super) fn pop_timer(&mut self, now: Instant) -> Option<MacAddress> {
+        let &(_, mac) = self.timers.first().filter(|(at, _)| *at <= now)?;
+        self.timers.pop_first();
+        Some(mac)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RETRY: Duration = Duration::from_secs(300);
+    const HOLD: Duration = Duration::from_secs(900);
+    const MAC: MacAddress = MacAddress::from_octets([1; 6]);
+    const OTHER: MacAddress = MacAddress::from_octets([2; 6]);
+
+    #[test]
+    fn only_the_unregistered_device_waits_and_one_session_tries() {
+        let (mut devices, now) = (Devices::default(), Instant::now());
+        let key = SessionKey;
+        let noted = devices.unregistered(key(1), MAC, UnixMillis(5), now + RETRY);
+        assert_eq!(noted.record.map(|record| record.tries), Some(1));
+        assert_eq!(devices.unregistered(key(2), MAC, UnixMillis(5), now + RETRY).record, None, "it was under way meanwhile");
+        assert_eq!(devices.admit(key(3), MAC, RETRY, HOLD), Admission::Parked);
+        assert_eq!(devices.admit(key(4), OTHER, RETRY, HOLD), Admission::Free);
+        assert_eq!(devices.pop_timer(now), None);
+        assert_eq!(devices.pop_timer(now + RETRY), Some(MAC));
+        assert_eq!(devices.next_trial(MAC), Some(key(1)));
+        assert_eq!(devices.admit(key(1), MAC, RETRY, HOLD), Admission::Trial);
+        assert_eq!(devices.registered(MAC), Some(vec![key(2), key(3)]));
+        assert!(!devices.is_waiting(MAC));
+    }
+
+    #[test]
+    fn the_hold_is_over_after_as_many_tries_as_fit_into_it() {
+        let (mut devices, now) = (Devices::default(), Instant::now());
+        for tries in 1..=3 {
+            devices.unregistered(SessionKey(1), MAC, UnixMillis(5), now + RETRY);
+            let key = devices.next_trial(MAC).unwrap();
+            let expected = if tries < 3 { Admission::Trial } else { Admission::HoldIsOver };
+            assert_eq!(devices.admit(key, MAC, RETRY, HOLD), expected);
+        }
+    }
+}

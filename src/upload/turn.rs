@@ -1,0 +1,279 @@
+//! One turn of one session: its pending messages, strictly in order, one report in flight.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tracing::debug;
+
+use crate::config::{OnLongContent, Settings};
+use crate::manager_api::{
+    Attempt, ManagerApi, Report, ServerProfile, Verdict, audio_to_send, encode, idempotency_key, next_part, report_time,
+    session_id_within, truncate,
+};
+use crate::observe::Metrics;
+use crate::observe::metrics::Label;
+use crate::protocol::UnixMillis;
+use crate::store::{
+    Committed, Cursor, Disposition, Passed, PendingMessage, RejectReason, Rejection, RowId, SessionHandle, Store, StoreError,
+};
+
+/// Messages of a session in one turn; then it is the next session's turn.
+pub const TURN_MESSAGES: usize = 64;
+
+/// Text and audio read ahead for a turn.
+const PAGE_BYTES: usize = 1024 * 1024;
+
+/// What turns and the scheduler share.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Messages accepted since the start, of all sessions.
+    pub accepted: AtomicU64,
+    /// The gate is closed: turns end after the report they have in flight.
+    pub closed: AtomicBool,
+}
+
+/// What a turn needs.
+pub struct Turn {
+    /// The session.
+    pub handle: Arc<SessionHandle>,
+    /// The store it reads from and advances in.
+    pub store: Store,
+    /// The server.
+    pub api: ManagerApi,
+    /// What the server can store.
+    pub profile: ServerProfile,
+    /// The settings of the moment.
+    pub settings: Arc<Settings>,
+    /// The books.
+    pub metrics: Arc<Metrics>,
+    /// Shared with the scheduler.
+    pub progress: Arc<Progress>,
+    /// Messages at most.
+    pub limit: usize,
+    /// Run although the gate is closed: to knock.
+    pub knocks: bool,
+    /// Messages taken in before this are not sent any more: their device was not registered for too long.
+    pub expire_before: Option<UnixMillis>,
+    /// The cursor commit of the session's last report, when the turn before left it open.
+    pub committing: Option<Committed>,
+}
+
+/// What came of a turn.
+pub struct TurnEnd {
+    /// Messages accepted.
+    pub accepted: u64,
+    /// Messages accepted or rejected.
+    pub passed: u64,
+    /// The cursor commit still open.
+    pub committing: Option<Committed>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How a turn ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Nothing is pending.
+    Drained,
+    /// Its share is done and there is more, or the gate closed.
+    More,
+    /// An attempt failed, or was refused.
+    Failed(Failure),
+    /// The server does not know the device.
+    Unregistered,
+    /// The store could not be read: the session is held.
+    Unreadable(StoreError),
+}
+
+/// A failed attempt.
+#[derive(Debug)]
+pub struct Failure {
+    /// The message.
+    pub row: RowId,
+    /// The verdict: [`Verdict::Later`], [`Verdict::Refused`] or [`Verdict::Operator`].
+    pub verdict: Verdict,
+    /// It says something about the message, not only about the way to the server: it may count as a strike.
+    pub about_the_message: bool,
+    /// A connection could not be made, and nothing was accepted since the attempt began.
+    pub alone: bool,
+    /// There was no answer: the next connection may lead to another server.
+    pub unanswered: bool,
+}
+
+impl Turn {
+    /// Runs the turn.
+    ///
+    /// # Cancel safety
+    /// Dropped in the middle of a report, that report may have been stored; its repetition carries the same key.
+    pub async fn run(mut self) -> TurnEnd {
+        let mut end = TurnEnd { accepted: 0, passed: 0, committing: None, outcome: Outcome::Drained };
+        end.outcome = self.work(&mut end.accepted, &mut end.passed).await;
+        end.committing = self.committing.take();
+        end
+    }
+
+    async fn work(&mut self, accepted: &mut u64, passed: &mut u64) -> Outcome {
+        let mut left = self.limit;
+        loop {
+            let page = match self.store.pending(&self.handle, left.min(TURN_MESSAGES), PAGE_BYTES).await {
+                Ok(page) => page,
+                Err(error) => return Outcome::Unreadable(error),
+            };
+            if page.is_empty() {
+                // Nobody remembers a session without pending messages: its last cursor is waited for here.
+                if let Some(committing) = self.committing.take() {
+                    committing.await;
+                }
+                return Outcome::Drained;
+            }
+            for message in page {
+                if left == 0 || (!self.knocks && self.progress.closed.load(Ordering::Relaxed)) {
+                    return Outcome::More;
+                }
+                left -= 1;
+                match self.message(&message).await {
+                    Ok(true) => {
+                        *accepted += 1;
+                        *passed += 1;
+                    }
+                    Ok(false) => *passed += 1,
+                    Err(outcome) => return outcome,
+                }
+            }
+        }
+    }
+
+    /// `true`: accepted; `false`: passed over or rejected.
+    async fn message(&mut self, message: &PendingMessage) -> Result<bool, Outcome> {
+        let refuse = |reason, answer| Passed::rejected(message.row, Rejection { reason, answer });
+        match message.disposition {
+            Disposition::KeepOnly => {
+                self.pass(message.row, Passed::default()).await;
+                return Ok(false);
+            }
+            Disposition::Damaged => {
+                self.pass(message.row, refuse(RejectReason::Damaged, None)).await;
+                return Ok(false);
+            }
+            Disposition::Send => {}
+        }
+        if let Some(limit) = self.expire_before {
+            if message.recorded > limit {
+                return Err(Outcome::Unregistered);
+            }
+            self.pass(message.row, refuse(RejectReason::DeviceNotRegistered, None)).await;
+            return Ok(false);
+        }
+        match self.parts(message).await? {
+            None => Ok(true),
+            Some(answer) => {
+                self.pass(message.row, refuse(RejectReason::Invalid, Some(answer))).await;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Sends a message in as many parts as the server's limit wants. `Some`: the server found it invalid, with its word.
+    async fn parts(&mut self, message: &PendingMessage) -> Result<Option<String>, Outcome> {
+        let limit = self.profile.content_limit;
+        let content = match self.settings.manager_api.on_long_content {
+            OnLongContent::Split => Cow::Borrowed(message.content.as_str()),
+            OnLongContent::Truncate => truncate(&message.content, limit),
+        };
+        if matches!(content, Cow::Owned(_)) {
+            self.metrics.messages_truncated.increment();
+        }
+        loop {
+            let Cursor { row, offset, last_report } = self.handle.cursor();
+            let part = next_part(&content, usize::try_from(offset).unwrap_or(usize::MAX), limit);
+            let time = report_time(message.time, last_report, self.profile.unit);
+            // The audio belongs to the whole message: it goes with the first part.
+            let audio = if offset == 0 { self.audio(message) } else { None };
+            let report = Report {
+                mac: self.handle.identity.mac,
+                session_id: &session_id_within(self.handle.identity.session_id.as_str(), self.profile.session_id_limit),
+                chat_type: message.chat_type,
+                content: content.get(part.range.clone()).unwrap_or_default(),
+                audio,
+                time,
+                unit: self.profile.unit,
+            };
+            let body = encode(&report, self.settings.manager_api.escape_html);
+            let accepted_before = self.progress.accepted.load(Ordering::Relaxed);
+            let attempt = self.api.report(body, &idempotency_key(message.uuid, &part)).await;
+            self.book(&attempt);
+            match &attempt.verdict {
+                Verdict::Delivered => {
+                    self.progress.accepted.fetch_add(1, Ordering::Relaxed);
+                    if offset == 0 && !part.is_last {
+                        self.metrics.messages_split.increment();
+                    }
+                    if part.is_last {
+                        self.advance(Cursor { row: message.row, offset: 0, last_report: time }, Passed::delivered(1)).await;
+                        return Ok(None);
+                    }
+                    self.advance(Cursor { row, offset: part.range.end as u64, last_report: time }, Passed::default()).await;
+                }
+                Verdict::Rejected { answer } => return Ok(Some(answer.clone())),
+                Verdict::Unregistered { .. } => return Err(Outcome::Unregistered),
+                _ => {
+                    let nothing_else = self.progress.accepted.load(Ordering::Relaxed) == accepted_before;
+                    // "Too busy" and "never connected" are no words about this message.
+                    let busy = matches!(attempt.status, Some(408 | 425 | 429)) || asks_to_wait(&attempt.verdict);
+                    return Err(Outcome::Failed(Failure {
+                        row: message.row,
+                        about_the_message: !busy && !attempt.never_connected(),
+                        alone: attempt.never_connected() && nothing_else,
+                        unanswered: attempt.went_unanswered(),
+                        verdict: attempt.verdict,
+                    }));
+                }
+            }
+        }
+    }
+
+    fn audio<'a>(&self, message: &'a PendingMessage) -> Option<&'a [u8]> {
+        let audio = message.audio.as_deref()?;
+        let chosen = audio_to_send(Some(audio), self.settings.manager_api.send_audio);
+        if chosen.is_none() {
+            self.metrics.audio_not_sent.increment();
+        }
+        chosen
+    }
+
+    fn book(&self, attempt: &Attempt) {
+        self.metrics.attempts.increment(attempt.verdict.outcome());
+        if attempt.status.is_some() {
+            self.metrics.attempt_micros.add(u64::try_from(attempt.elapsed.as_micros()).unwrap_or(u64::MAX));
+        }
+        if attempt.verdict.is_ambiguous() {
+            self.metrics.ambiguous.increment();
+        }
+        debug!(
+            mac = %self.handle.identity.mac.short(),
+            outcome = attempt.verdict.outcome().as_str(),
+            status = attempt.status,
+            elapsed = ?attempt.elapsed,
+            "report"
+        );
+    }
+
+    /// Goes on to the next row without having sent this one.
+    async fn pass(&mut self, row: RowId, passed: Passed) {
+        let last_report = self.handle.cursor().last_report;
+        self.advance(Cursor { row, offset: 0, last_report }, passed).await;
+    }
+
+    /// The next report may start before this cursor is durable, the one after it not: so a kill repeats two at most.
+    async fn advance(&mut self, cursor: Cursor, passed: Passed) {
+        let committing = self.store.advance(&self.handle, cursor, passed);
+        if let Some(before) = self.committing.replace(committing) {
+            before.await;
+        }
+    }
+}
+
+const fn asks_to_wait(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Later { retry_after: Some(_), .. })
+}
