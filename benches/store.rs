@@ -26,7 +26,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         for durability in [Durability::Os, Durability::Fsync] {
-            for (group, rounds) in [(5, 2_000), (64, 1_000), (512, 400)] {
+            for (group, rounds) in [(5, 2_000), (64, 1_000), (512, 2_000)] {
                 measure(durability, group, rounds).await;
             }
         }
@@ -73,6 +73,27 @@ async fn measure(durability: Durability, group: usize, rounds: usize) {
         waiting.as_secs_f64() * 1e6 / rows,
         rows / metrics.commits.get() as f64,
     );
+    store.close().await;
+    drop(sessions);
+    if group == 512 {
+        reopen(&settings).await;
+    }
+}
+
+/// What a start with a long backlog costs.
+async fn reopen(settings: &StoreSettings) {
+    let started = Instant::now();
+    let metrics = Arc::new(Metrics::default());
+    let store = Store::open(settings, Arc::clone(&metrics)).unwrap();
+    let opened = started.elapsed();
+    let (mut after, mut sessions) = (None, 0);
+    loop {
+        let page = store.backlog(after, 1000).await.unwrap();
+        let Some(last) = page.last() else { break };
+        (after, sessions) = (Some(last.handle.key), sessions + page.len());
+    }
+    let pending = metrics.pending_at_start.get();
+    println!("reopened with {pending} pending in {opened:?}; backlog of {sessions} sessions after {:?}", started.elapsed());
     store.close().await;
 }
 

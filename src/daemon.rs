@@ -174,6 +174,7 @@ struct Daemon {
     listener: JoinHandle<()>,
     uploader: JoinHandle<()>,
     backup_writer: JoinHandle<()>,
+    left_over_sessions: JoinHandle<()>,
     beside: Vec<JoinHandle<()>>,
 }
 
@@ -228,13 +229,13 @@ impl Daemon {
         let stop_intake = CancellationToken::new();
         let left_over = (registry.clone(), settings.borrow().session.idle_timeout);
         let status = overview.clone();
+        let left_over_sessions = tokio::spawn(async move {
+            let (registry, idle) = left_over;
+            if let Err(failure) = registry.end_left_over_sessions(idle).await {
+                warn!(%failure, "sessions left open by the last run cannot be read: they stay open");
+            }
+        });
         let beside = vec![
-            tokio::spawn(async move {
-                let (registry, idle) = left_over;
-                if let Err(failure) = registry.end_left_over_sessions(idle).await {
-                    warn!(%failure, "sessions left open by the last run cannot be read: they stay open");
-                }
-            }),
             tokio::spawn(async move {
                 let _path = status_path;
                 status::serve(status_socket, status).await;
@@ -254,6 +255,7 @@ impl Daemon {
             api: api_sender,
             backups,
             overview,
+            left_over_sessions,
             beside,
         }))
     }
@@ -267,20 +269,35 @@ impl Daemon {
         let mut watchdog = interval(watchdog_every.max(Duration::from_millis(100)));
         watchdog.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                wish = signals.next() => match wish {
-                    Wish::Stop => return self.shut_down(signals).await,
-                    Wish::Reload => self.reload(sources, log).await,
-                },
+            // What may take long is asked beside the signals: a stop is heard whatever hangs.
+            let wish = tokio::select! {
+                wish = signals.next() => Some(wish),
                 _ = &mut self.listener => return died("the accept loop"),
                 _ = &mut self.uploader => return died("the uploader"),
                 _ = &mut self.backup_writer => return died("the backup writer"),
-                _ = status_line.tick() => systemd::status(&self.overview.line().await),
-                _ = watchdog.tick() => match self.heartbeat().await {
-                    Some(true) => systemd::alive(),
-                    Some(false) => warn!("a core task makes no progress: the watchdog is not fed"),
-                    None => return died("the store's writer"),
+                _ = status_line.tick() => tokio::select! {
+                    wish = signals.next() => Some(wish),
+                    line = timeout(HEARTBEAT_PATIENCE, self.overview.line()) => {
+                        let _ = line.map(|line| systemd::status(&line));
+                        None
+                    }
                 },
+                _ = watchdog.tick() => tokio::select! {
+                    wish = signals.next() => Some(wish),
+                    beat = self.heartbeat() => {
+                        match beat {
+                            Some(true) => systemd::alive(),
+                            Some(false) => warn!("a core task makes no progress: the watchdog is not fed"),
+                            None => return died("the store's writer"),
+                        }
+                        None
+                    }
+                },
+            };
+            match wish {
+                Some(Wish::Stop) => return self.shut_down(signals).await,
+                Some(Wish::Reload) => self.reload(sources, log).await,
+                None => {}
             }
         }
     }
@@ -359,13 +376,18 @@ impl Daemon {
         let grace = self.settings.borrow().upload.shutdown_grace;
         self.stop_intake.cancel();
         let _ = self.listener.await;
+        // Nothing may open a session after its actor was told to leave.
+        self.left_over_sessions.abort();
+        let _ = self.left_over_sessions.await;
         self.registry.close().await;
-        tokio::select! {
-            () = self.deliveries.stop(grace) => {}
-            () = signals.stop() => {
-                info!("stopping at once: what is undelivered stands in the store");
-                self.uploader.abort();
-            }
+        let at_once = tokio::select! {
+            () = self.deliveries.stop(grace) => false,
+            () = signals.stop() => true,
+        };
+        if at_once {
+            info!("stopping at once: what is undelivered stands in the store");
+            self.uploader.abort();
+            self.backup_writer.abort();
         }
         for task in &self.beside {
             task.abort();
@@ -373,6 +395,7 @@ impl Daemon {
         self.backups.finish();
         tokio::select! {
             _ = self.backup_writer => {}
+            () = signals.stop() => {}
             () = sleep(grace.max(Duration::from_secs(1))) => warn!("some backups were not written in time: they are written at the sessions' next end"),
         }
         let pending = self.overview.metrics.pending.get();

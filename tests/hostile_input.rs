@@ -1,9 +1,14 @@
 //! Bad lines are answered, counted and forgotten: the next line is processed, the connection lives, memory is bounded.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
+use crate::support::eventually::{SOON, always};
 use crate::support::oracle::check_books;
-use crate::support::{Agent, Daemon, ManagerApi, Variant, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Oracle, Producer, Variant, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 
@@ -61,6 +66,24 @@ fn every_bad_line_is_refused_by_name_and_the_next_one_is_processed() {
         (message(r#""chat_type":1,"content":"x","timestamp":"yesterday""#), "bad_field", Some("timestamp")),
         (message(r#""chat_type":1,"content":"x","seq":"one""#), "bad_field", Some("seq")),
         (message(r#""chat_type":1,"content":"x","seq":-1"#), "bad_field", Some("seq")),
+        (message(r#""chat_type":1,"content":"x","timestamp":1e400"#), "bad_field", Some("timestamp")),
+        (message(r#""chat_type":1,"chat_type":2,"content":"x""#), "bad_field", Some("chat_type")),
+        (message(r#""chat_type":1,"chatType":1,"content":"x""#), "bad_field", Some("chat_type")),
+        (message(r#""chat_type":1,"content":"x","content":"y""#), "bad_field", Some("content")),
+        (message(r#""chat_type":true,"content":"x""#), "bad_field", Some("chat_type")),
+        (message(r#""chat_type":1,"content":null"#), "bad_field", Some("content")),
+        (message(r#""chat_type":1,"content":{"text":"x"}"#), "bad_field", Some("content")),
+        (message(r#""chat_type":1,"content":"x","seq":1.5"#), "bad_field", Some("seq")),
+        (message(r#""chat_type":1,"content":"x","seq":18446744073709551616"#), "bad_field", Some("seq")),
+        (message(r#""chat_type":1,"content":"x","metadata":"y""#), "bad_field", Some("metadata")),
+        (message(r#""chat_type":1,"content":"x","interrupted":"yes""#), "bad_field", Some("interrupted")),
+        (message(r#""chat_type":3,"content":"a tool, and send_tools is off""#), "bad_field", Some("chat_type")),
+        (b"\xef\xbb\xbf{\"type\":\"ping\"}".to_vec(), "bad_json", None),
+        (b"{\"type\":\"mesage\",\"chat_type\":1,\"content\":\"misspelt\"}".to_vec(), "bad_field", Some("type")),
+        (b"{\"type\":7}".to_vec(), "bad_field", Some("type")),
+        (b"{}".to_vec(), "bad_field", Some("type")),
+        (b"{\"type\":\"flush\",\"id\":1,\"level\":\"soon\"}".to_vec(), "bad_field", Some("level")),
+        (b"{\"type\":\"flush\",\"id\":1,\"level\":\"durable\",\"timeout\":-1}".to_vec(), "bad_field", Some("timeout")),
         (vec![b'x'; 65_537], "line_too_long", None),
     ];
     let count = cases.len();
@@ -95,7 +118,7 @@ fn odd_lines_that_are_no_errors_are_taken() {
             b"{\"type\":\"message\",\"chat_type\":2,\"content\":\"unknown field\",\"colour\":{\"deep\":[1,2]}}",
             Some("unknown field"),
         ),
-        (b"{\"type\":\"agent_state_changed\",\"old_state\":\"a\",\"new_state\":\"b\",\"created_at\":1758701973.5}", None),
+        (b"{\"type\":\"an_event_of_tomorrow\",\"old_state\":\"a\",\"created_at\":1758701973.5}", None),
         (b"{\"type\":\"message\",\"chat_type\":1,\"content\":\"far future\",\"timestamp\":99999999999}", Some("far future")),
         (b"{\"type\":\"message\",\"chat_type\":1,\"content\":\"bad audio\",\"audio_base64\":\"!!!\"}", Some("bad audio")),
     ] {
@@ -186,4 +209,442 @@ fn a_client_above_the_limit_is_refused_politely() {
     assert_eq!(refused.errors().pop().map(|error| error["code"].clone()), Some(json!("too_many_connections")));
     kept.pop();
     soon("there is room again", || Agent::connect(&daemon).is_answered());
+}
+
+// ---- lines that never end ------------------------------------------------------------------------------------------
+
+#[test]
+fn an_oversized_line_is_answered_once_even_byte_by_byte() {
+    let (api, daemon, mut agent) = ground();
+    let daemon_small = Daemon::builder().set("socket.max_line_bytes", "1024").start();
+    let mut slow = Agent::connect(&daemon_small);
+    slow.bind(MAC, "s");
+    for _ in 0..3000 {
+        slow.raw(b"x");
+    }
+    // Said as soon as it is known, not when it ends.
+    assert_eq!(slow.wait_for("error")["code"], "line_too_long");
+    slow.raw(b"\n");
+    for byte in b"{\"type\":\"ping\",\"id\":\"slow\"}\r\n" {
+        slow.raw(&[*byte]);
+    }
+    assert_eq!(slow.wait_for("pong")["id"], "slow");
+    assert_eq!(slow.errors().len(), 1);
+    // Exactly at the limit is no error, one more is.
+    let line = |length: usize| {
+        let frame = json!({ "type": "message", "chat_type": 1, "content": "" }).to_string().len();
+        json!({ "type": "message", "chat_type": 1, "content": "y".repeat(length - frame) }).to_string()
+    };
+    agent.text(&line(65_536));
+    agent.text(&line(65_537));
+    agent.text(&format!("{}\r", line(65_536)));
+    agent.flush("durable");
+    assert_eq!(agent.errors().iter().map(|error| error["code"].clone()).collect::<Vec<_>>(), [json!("line_too_long")]);
+    assert_eq!(agent.errors()[0]["line"], 3, "{:?}", agent.errors());
+    soon("both are stored", || daemon.metric("delivered") == 2);
+    drop(api);
+}
+
+#[test]
+fn many_clients_with_lines_without_end_cost_one_line_buffer_each() {
+    let daemon = Daemon::builder().set("socket.max_line_bytes", "65536").start();
+    let before = daemon.rss();
+    let mut clients: Vec<UnixStream> = (0..200).map(|_| Agent::deaf(&daemon)).collect();
+    for _ in 0..4 {
+        for client in &mut clients {
+            client.write_all(&[b'x'; 16_000]).unwrap();
+        }
+    }
+    let mut agent = Agent::connect(&daemon);
+    assert!(agent.is_answered());
+    let grown = daemon.rss().saturating_sub(before);
+    assert!(grown < 200 * 160 * 1024 + (8 << 20), "{grown} bytes for 200 clients");
+}
+
+#[test]
+fn a_client_that_never_reads_delays_nobody_and_costs_a_bounded_memory() {
+    let (api, daemon, mut agent) = ground();
+    let before = daemon.rss();
+    let mut deaf = Agent::deaf(&daemon);
+    let ping = "{\"type\":\"ping\",\"id\":\"0123456789012345678901234567890123456789\"}\n".repeat(1000);
+    for _ in 0..100 {
+        deaf.write_all(ping.as_bytes()).expect("the daemon never requires a client to read");
+    }
+    // Its messages are stored all the same.
+    let start = json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "deaf", "stream": "deaf" });
+    deaf.write_all(format!("{start}\n").as_bytes()).unwrap();
+    for seq in 1..=200 {
+        let line = json!({ "type": "message", "chat_type": 1, "content": format!("message {seq}"), "seq": seq });
+        deaf.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+    assert_eq!(api.wait_for_rows("deaf", 200).len(), 200);
+    assert!(daemon.metric("replies_dropped") > 10_000);
+    assert!(agent.is_answered());
+    let grown = daemon.rss().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more");
+    // The ack was not dropped: it waits until the socket takes it.
+    deaf.set_read_timeout(Some(SOON)).unwrap();
+    let mut reader = std::io::BufReader::new(deaf);
+    let (mut line, mut bytes) = (String::new(), Vec::new());
+    let end = Instant::now() + SOON;
+    while !line.contains("\"ack\",\"seq\":200}") {
+        assert!(Instant::now() < end, "the last ack never came");
+        let read = std::io::BufRead::read_until(&mut reader, b'\n', &mut bytes).expect("replies");
+        assert!(read > 0, "the connection ended");
+        line = String::from_utf8_lossy(&bytes).into_owned();
+        bytes.clear();
+    }
+}
+
+// ---- the protocol, promise by promise ------------------------------------------------------------------------------
+
+#[test]
+fn every_alias_of_the_report_payload_is_taken() {
+    let (api, daemon, _) = ground();
+    let mut agent = Agent::connect(&daemon);
+    agent.text(&format!(
+        r#"{{"macAddress":"{MAC}","sessionId":"alias","chatType":2,"content":"as the API spells it","audioBase64":null,"reportTime":1758701973}}"#
+    ));
+    agent.text(r#"{"type":"message","mac_address":"6825DDBA3978","session_id":"alias","chat_type":"user","content":"ours","timestamp":1758701974.25}"#);
+    agent.text(r#"{"type":"message","mac_address":"68-25-dd-ba-39-78","session_id":"alias","chat_type":"agent","content":"ms","timestamp":1758701975250}"#);
+    agent.text(r#"{"type":"message","mac_address":"68:25:DD:BA:39:78","session_id":"alias","chat_type":1,"content":"text","timestamp":"2025-09-24T08:19:36Z"}"#);
+    let rows = api.wait_for_rows("alias", 4);
+    assert_eq!(rows.iter().map(|row| row.chat_type).collect::<Vec<_>>(), [2, 1, 2, 1]);
+    assert!(rows.iter().all(|row| row.mac == MAC));
+    let seconds: Vec<i64> = rows.iter().map(|row| row.created_at_ms / 1000).collect();
+    assert_eq!(seconds, [1_758_701_973, 1_758_701_974, 1_758_701_975, 1_758_701_976]);
+    agent.line(&json!({ "type": "hello", "v": 1, "mac_address": MAC, "session_id": "alias" }));
+    let ready = agent.wait_for("ready");
+    assert_eq!(
+        (ready["v"].as_u64(), ready["last_seq"].as_u64(), ready["max_line_bytes"].as_u64()),
+        (Some(1), Some(0), Some(65_536))
+    );
+    assert!(ready["daemon"].as_str().is_some_and(|name| name.starts_with("chat-historyd/")));
+    assert_eq!(agent.errors(), Vec::<Value>::new());
+}
+
+#[test]
+fn ready_tells_the_highest_durable_line_over_connections_and_restarts() {
+    let (_api, mut daemon, mut agent) = ground();
+    assert_eq!(agent.bind_stream(MAC, "s", "stream"), 0);
+    for seq in [1, 2, 5, 9] {
+        agent.line(&json!({ "type": "message", "chat_type": 1, "content": format!("message {seq}"), "seq": seq }));
+    }
+    // A refused line settles, too, and so does an empty one and a duplicate.
+    agent.line(&json!({ "type": "message", "chat_type": 7, "content": "refused", "seq": 11 }));
+    agent.line(&json!({ "type": "message", "chat_type": 1, "content": "  ", "seq": 12 }));
+    agent.line(&json!({ "type": "message", "chat_type": 1, "content": "message 9", "seq": 9 }));
+    agent.line(&json!({ "type": "ping", "seq": 13 }));
+    agent.wait_for_ack(13);
+    let acks: Vec<u64> =
+        agent.replies().iter().filter(|reply| reply["type"] == "ack").filter_map(|reply| reply["seq"].as_u64()).collect();
+    assert!(acks.is_sorted(), "{acks:?}");
+    assert_eq!(Agent::connect(&daemon).bind_stream(MAC, "s", "stream"), 13);
+    daemon.kill9();
+    daemon.start();
+    assert_eq!(Agent::connect(&daemon).bind_stream(MAC, "s", "stream"), 13);
+    let mut agent = Agent::connect(&daemon);
+    assert_eq!(agent.bind_stream(MAC, "s", "another"), 0);
+}
+
+#[test]
+fn no_ack_reaches_over_a_line_that_is_not_durable() {
+    // The pong is nobody's: it is settled at once, its number comes after a message that is not, and nothing is bound.
+    if !crate::support::disk::strace_works() {
+        return;
+    }
+    let daemon = Daemon::builder().wrapper(&crate::support::disk::inject("fdatasync,fsync", "delay_enter=300000")).start();
+    let mut agent = Agent::connect(&daemon);
+    let message =
+        json!({ "type": "message", "mac_address": MAC, "session_id": "s", "chat_type": 1, "content": "hello", "seq": 1 });
+    let began = Instant::now();
+    agent.raw(format!("{message}\n{}\n{{\"type\":\"nonsense\",\"seq\":3}}\n", json!({ "type": "ping", "seq": 2 })).as_bytes());
+    agent.wait_for("pong");
+    agent.wait_for("error");
+    agent.wait("an ack", |reply| reply["type"] == "ack");
+    assert!(began.elapsed() >= Duration::from_millis(300), "acknowledged after {:?}, and a sync takes 300 ms", began.elapsed());
+    agent.wait_for_ack(3);
+}
+
+#[test]
+fn a_stream_belongs_to_one_session() {
+    let (_api, daemon, mut agent) = ground();
+    agent.bind_stream(MAC, "mine", "the-stream");
+    let mut thief = Agent::connect(&daemon);
+    thief.line(&json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "other", "stream": "the-stream" }));
+    let error = thief.wait_for("error");
+    assert_eq!(
+        (error["code"].as_str(), error["field"].as_str(), error["fatal"].as_bool()),
+        (Some("bad_field"), Some("stream"), Some(false))
+    );
+    // The connection lives and may do better.
+    thief.bind(MAC, "other");
+    agent
+        .line(&json!({ "type": "message", "mac_address": MAC, "session_id": "other", "chat_type": 1, "content": "x", "seq": 1 }));
+    let error = agent.wait_for("error");
+    assert_eq!(
+        (error["code"].as_str(), error["field"].as_str(), error["seq"].as_u64()),
+        (Some("bad_field"), Some("session_id"), Some(1))
+    );
+    // Without a number any session may be named.
+    agent.line(&json!({ "type": "message", "mac_address": MAC, "session_id": "other", "chat_type": 1, "content": "y" }));
+    agent.flush("durable");
+    assert_eq!(agent.errors().len(), 1);
+}
+
+#[test]
+fn a_second_connection_takes_a_stream_over_and_nothing_is_lost_or_doubled() {
+    let (api, daemon, _) = ground();
+    let mut old = Agent::connect(&daemon);
+    old.bind_stream(MAC, "s", "st");
+    let line =
+        |seq: u64| format!("{}\n", json!({ "type": "message", "chat_type": 1, "content": format!("message {seq}"), "seq": seq }));
+    old.raw((1..=400).map(line).collect::<String>().as_bytes());
+    let mut new = Agent::connect(&daemon);
+    let last = new.bind_stream(MAC, "s", "st");
+    new.raw((last + 1..=600).map(line).collect::<String>().as_bytes());
+    // The older one is read to its end: it says again what the new one said, and something of its own.
+    old.raw((300..=500).map(line).collect::<String>().as_bytes());
+    new.wait_for_ack(600);
+    old.wait_for_ack(500);
+    let contents: Vec<String> = api.wait_for_rows("s", 600).into_iter().map(|row| row.content).collect();
+    assert_eq!(contents, (1..=600).map(|seq| format!("message {seq}")).collect::<Vec<_>>());
+    assert_eq!(old.errors(), Vec::<Value>::new());
+    check_books(&daemon);
+}
+
+#[test]
+fn binding_again_ends_nothing() {
+    let (api, daemon, _) = ground();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "first");
+    agent.say(1, "in the first");
+    agent.line(&json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "second" }));
+    agent.say(1, "in the second");
+    agent.line(&json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "first" }));
+    agent.say(2, "in the first again");
+    assert_eq!(api.wait_for_rows("first", 2)[1].content, "in the first again");
+    assert_eq!(api.wait_for_rows("second", 1)[0].content, "in the second");
+    assert_eq!(daemon.metric("sessions_ended"), 0);
+}
+
+#[test]
+fn unbound_lines_of_many_sessions_share_a_connection() {
+    let (api, daemon, _) = ground();
+    let mut agent = Agent::connect(&daemon);
+    let mut oracle = Oracle::new(&daemon);
+    for index in 0..300 {
+        let (session, text) = (format!("s{}", index % 30), format!("message {index}"));
+        agent.line(&json!({ "type": "message", "mac_address": MAC, "session_id": session, "chat_type": 1, "content": text, "seq": index + 1 }));
+        oracle.owe_message(MAC, &session, 1, &text);
+    }
+    agent.wait_for_ack(300);
+    for index in 0..30 {
+        agent.line(&json!({ "type": "session_end", "mac_address": MAC, "session_id": format!("s{index}") }));
+    }
+    soon("all ended", || daemon.metric("sessions_ended") == 30);
+    drop(agent);
+    oracle.check(&daemon, &api);
+}
+
+#[test]
+fn flush_answers_what_is_true() {
+    let (api, daemon, mut agent) = ground();
+    let flush = |agent: &mut Agent, id: Value, rest: Value| {
+        let mut line = json!({ "type": "flush", "id": id });
+        line.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        agent.line(&line);
+        agent.wait("a flushed", |reply| reply["type"] == "flushed" && reply["id"] == id)
+    };
+    agent.say(1, "one");
+    let answer = flush(&mut agent, json!("a"), json!({ "level": "delivered" }));
+    assert_eq!(
+        (answer["ok"].as_bool(), answer["delivered"].as_u64(), answer["pending"].as_u64()),
+        (Some(true), Some(1), Some(0)),
+        "{answer}"
+    );
+    assert_eq!(api.rows("s").len(), 1);
+    // Nothing to do is done at once.
+    assert_eq!(flush(&mut agent, json!(2), json!({ "level": "delivered" }))["ok"], true);
+    // A hung API: the time is the client's to choose, and later lines are not blocked meanwhile.
+    api.fault(Fault::HangBeforeHeaders);
+    agent.say(1, "two");
+    let began = Instant::now();
+    agent.line(&json!({ "type": "flush", "id": "slow", "level": "delivered", "timeout": 1 }));
+    agent.line(&json!({ "type": "ping", "id": "meanwhile" }));
+    agent.wait("a pong", |reply| reply["type"] == "pong" && reply["id"] == "meanwhile");
+    assert!(!agent.replies().iter().any(|reply| reply["id"] == "slow"), "it waits");
+    let answer = agent.wait("a flushed", |reply| reply["id"] == "slow");
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    assert_eq!((answer["ok"].as_bool(), answer["pending"].as_u64()), (Some(false), Some(1)), "{answer}");
+    assert!(answer["reason"].as_str().is_some_and(|reason| !reason.is_empty()));
+    // Durable is another question.
+    let answer = flush(&mut agent, json!("durable"), json!({ "level": "durable" }));
+    assert_eq!((answer["ok"].as_bool(), answer["pending"].as_u64()), (Some(true), Some(1)), "{answer}");
+    // A closed gate and an unknown device: at once, with the reason.
+    api.clear_faults();
+    api.set_secret("another");
+    soon("the gate closes", || daemon.status()["gate"]["state"] == "closed");
+    let began = Instant::now();
+    let answer = flush(&mut agent, json!("closed"), json!({ "level": "delivered", "timeout": 60 }));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(answer["ok"], false, "{answer}");
+    api.set_secret(crate::support::manager_api::SECRET);
+    soon("the gate opens", || daemon.status()["gate"]["state"] == "open");
+    agent.line(&json!({ "type": "message", "mac_address": "02:00:00:00:00:77", "session_id": "unknown", "chat_type": 1, "content": "x" }));
+    let rest = json!({ "level": "delivered", "timeout": 60, "mac_address": "02:00:00:00:00:77", "session_id": "unknown" });
+    let began = Instant::now();
+    let answer = flush(&mut agent, json!("unknown"), rest);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!((answer["ok"].as_bool(), answer["pending"].as_u64()), (Some(false), Some(1)), "{answer}");
+    // Unbound and unnamed: refused.
+    let mut stranger = Agent::connect(&daemon);
+    stranger.line(&json!({ "type": "flush", "id": 1, "level": "durable" }));
+    assert_eq!(stranger.wait_for("error")["code"], "not_bound");
+    assert_eq!(agent.errors(), Vec::<Value>::new());
+}
+
+#[test]
+fn ping_gives_back_its_id() {
+    let (_api, daemon, _) = ground();
+    let mut agent = Agent::connect(&daemon);
+    for id in [json!(1), json!("x"), json!(-1.5), json!("\u{1f42f}\n\"")] {
+        agent.line(&json!({ "type": "ping", "id": id }));
+        agent.wait("its pong", |reply| reply["type"] == "pong" && reply["id"] == id);
+    }
+    agent.line(&json!({ "type": "ping", "id": "z".repeat(5000) }));
+    agent.line(&json!({ "type": "ping", "id": [1, { "a": null }] }));
+    soon("both are refused: what is echoed is small and bounded", || agent.errors().len() == 2);
+    assert!(agent.errors().iter().all(|error| error["code"] == "bad_field" && error["field"] == "id"), "{:?}", agent.errors());
+}
+
+#[test]
+fn a_good_line_forgives_the_bad_ones_before_it() {
+    let (_api, _daemon, mut agent) = ground();
+    for _ in 0..5 {
+        agent.raw("nonsense\n".repeat(19).as_bytes());
+        agent.line(&json!({ "type": "ping" }));
+    }
+    soon("all are answered", || agent.errors().len() == 95);
+    assert!(!agent.is_closed());
+    assert!(agent.errors().iter().all(|error| error["code"] == "bad_json"));
+}
+
+#[test]
+fn at_the_limit_of_sessions_new_ones_are_overloaded_and_old_ones_go_on() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let daemon = Daemon::builder().api(&api).set("session.max_open", "3").set("session.idle_timeout", "'1s'").start();
+    let mut kept: Vec<Producer> = (0..3).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    let mut late = Agent::connect(&daemon);
+    late.line(&json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "late", "stream": "late" }));
+    assert_eq!(late.wait_for("error")["code"], "overloaded");
+    // Numbered lines that cannot be taken end the connection: an ack must never reach over them.
+    let mut unbound = Agent::connect(&daemon);
+    let line = |session: &str, seq: u64| json!({ "type": "message", "mac_address": MAC, "session_id": session, "chat_type": 1, "content": "x", "seq": seq });
+    unbound.line(&line("late", 1));
+    unbound.line(&line("s0", 2));
+    unbound.wait_for_close();
+    let last = unbound.errors().pop().unwrap();
+    assert_eq!((last["code"].as_str(), last["fatal"].as_bool()), (Some("overloaded"), Some(true)), "{last}");
+    assert_eq!(unbound.acked(), 0);
+    for producer in &mut kept {
+        producer.say(1, "still served");
+        producer.wait_until_acked();
+    }
+    drop(kept);
+    soon("there is room again", || {
+        let mut again = Agent::connect(&daemon);
+        again.line(&line("late", 1));
+        again.wait("an answer", |reply| reply["type"] == "ack" || reply["type"] == "error")["type"] == "ack"
+    });
+    check_books(&daemon);
+}
+
+#[test]
+fn after_overload_a_stream_has_no_hole() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let daemon = Daemon::builder().api(&api).set("store.max_bytes", "'16 MiB'").start();
+    api.stop();
+    let mut oracle = Oracle::new(&daemon);
+    let mut producers: Vec<Producer> = (0..3).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    let say = |producers: &mut [Producer], numbers: std::ops::Range<usize>| {
+        for index in numbers {
+            for producer in &mut *producers {
+                producer.say(1, &format!("message {index}"));
+            }
+        }
+    };
+    say(&mut producers, 0..100);
+    producers.iter_mut().for_each(Producer::wait_until_acked);
+    // Recordings fill the store to its limit.
+    let mut filler = Agent::connect(&daemon);
+    filler.bind(MAC, "filler");
+    let audio = "QUJD".repeat(500_000);
+    soon("the store is full", || {
+        let line = json!({ "type": "message", "chat_type": 1, "content": "x", "audio_base64": audio });
+        let _ = filler.try_raw(format!("{line}\n").as_bytes());
+        daemon.status()["store"]["full"] == true
+    });
+    say(&mut producers, 100..300);
+    for producer in &mut producers {
+        producer.agent().wait_for_close();
+        let errors = producer.agent().errors();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!((errors[0]["code"].as_str(), errors[0]["fatal"].as_bool()), (Some("overloaded"), Some(true)), "{errors:?}");
+        assert!((100..300).contains(&producer.acked()), "{}", producer.acked());
+    }
+    api.start_again();
+    for producer in &mut producers {
+        producer.disconnect();
+    }
+    soon("there is room again and all is taken", || {
+        for producer in &mut producers {
+            if producer.acked() == 300 {
+                continue;
+            }
+            // A producer that is refused again comes back again.
+            let Some(mut probe) = Agent::dial(&daemon.socket()) else { return false };
+            if probe.is_answered() {
+                producer.connect(&daemon);
+                crate::support::eventually(SOON, "taken or refused", || {
+                    (producer.acked() == 300 || producer.agent().is_closed()).then_some(())
+                });
+            }
+        }
+        producers.iter().all(|producer| producer.acked() == 300)
+    });
+    for producer in &producers {
+        oracle.owe(producer);
+    }
+    oracle.check_arrivals(&api);
+    check_books(&daemon);
+    let rows = api.all_rows().iter().filter(|row| row.session != "filler").count();
+    assert_eq!(rows, 900, "nothing came twice");
+}
+
+#[test]
+fn draining_is_said_and_what_was_written_before_is_taken() {
+    let (_api, mut daemon, mut agent) = ground();
+    agent.bind_stream(MAC, "s", "st");
+    for seq in 1..=50 {
+        agent.line(&json!({ "type": "message", "chat_type": 1, "content": "x", "seq": seq }));
+    }
+    assert_eq!(daemon.term(SOON).code(), Some(0));
+    agent.wait_for_close();
+    assert_eq!(agent.acked(), 50);
+    assert_eq!(agent.replies().iter().filter(|reply| reply["type"] == "draining").count(), 1);
+}
+
+#[test]
+fn a_connection_without_a_word_is_left_alone() {
+    let (_api, daemon, _) = ground();
+    let mut silent = Agent::connect(&daemon);
+    let mut half = Agent::connect(&daemon);
+    half.raw(b"{\"type\":\"pi");
+    always(Duration::from_secs(2), "both live", || !silent.is_closed() && !half.is_closed());
+    half.raw(b"ng\"}\n");
+    half.wait_for("pong");
+    assert!(silent.is_answered());
 }

@@ -1,31 +1,185 @@
-//! Starting, stopping, and what else may stand at the daemon's place.
+//! Birth, signals, clocks, supervisors and death of the real binary: one daemon a store, one a socket; told to go, it
+//! goes in time and keeps what it acknowledged.
 
-use std::os::unix::fs::FileTypeExt;
+use std::fs;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Variant, clock, soon};
+use serde_json::{Value, json};
+
+use crate::support::daemon::binary;
+use crate::support::eventually::{SOON, always};
+use crate::support::oracle::{arrived, check_books};
+use crate::support::{
+    Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Variant, clock, disk, eventually, guard, soon,
+};
 
 const MAC: &str = "68:25:dd:ba:39:78";
+
 /// `upload.shutdown_grace` is 5 s; the rest is for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(12);
+
+/// How a daemon that cannot start ends.
+#[track_caller]
+fn exit_of(mut daemon: Daemon) -> (Option<i32>, String) {
+    daemon.spawn();
+    let code = daemon.wait(SOON).code();
+    // The last words may still be in the pipe.
+    soon("its log is read", || !daemon.log().is_empty());
+    (code, daemon.log())
+}
+
+#[track_caller]
+fn wait_for_log(daemon: &Daemon, words: &str) {
+    soon(&format!("the log says {words:?}"), || daemon.log().contains(words));
+}
+
+// ---- one daemon a store, one a socket ------------------------------------------------------------------------------
+
+#[test]
+fn second_instance_exits_75() {
+    let first = Daemon::builder().start();
+    let store = format!("'{}'", first.store().display());
+    let (code, log) = exit_of(Daemon::builder().set("store.directory", &store).prepare());
+    assert_eq!(code, Some(75), "{log}");
+    assert!(log.contains("another chat-historyd uses"), "{log}");
+    let socket = format!("'{}'", first.socket().display());
+    let (code, log) = exit_of(Daemon::builder().set("socket.path", &socket).prepare());
+    assert_eq!(code, Some(75), "{log}");
+    assert!(log.contains("a daemon answers there"), "{log}");
+    let mut producer = Producer::connected(&first, MAC, "s");
+    producer.say(1, "the first one is untouched");
+    producer.wait_until_acked();
+}
+
+#[test]
+fn stale_socket() {
+    let mut daemon = Daemon::builder().start();
+    daemon.kill9();
+    assert!(fs::symlink_metadata(daemon.socket()).unwrap().file_type().is_socket(), "a kill leaves the socket behind");
+    daemon.start();
+    let status = daemon.term(SOON);
+    assert!(status.success());
+    assert!(!daemon.socket().exists(), "an orderly end takes the socket along");
+    assert!(!daemon.directory().join("run/status.sock").exists());
+}
+
+#[test]
+fn a_live_socket_is_never_taken_over_not_even_from_somebody_who_hangs() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::builder().directory(directory.path()).prepare();
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&socket2::SockAddr::unix(daemon.socket()).unwrap()).unwrap();
+    socket.listen(0).unwrap();
+    // The queue is full now: who connects and waits, waits for ever.
+    let waiting = UnixStream::connect(daemon.socket()).unwrap();
+    let inode = fs::metadata(daemon.socket()).unwrap().ino();
+    let path = daemon.socket();
+    let (code, log) = exit_of(daemon);
+    assert_eq!(code, Some(75), "{log}");
+    assert_eq!(fs::metadata(path).unwrap().ino(), inode);
+    drop(waiting);
+}
+
+#[test]
+fn what_is_no_socket_is_never_removed() {
+    for link in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let daemon = Daemon::builder().directory(directory.path()).prepare();
+        let precious = directory.path().join("precious");
+        fs::write(&precious, "data").unwrap();
+        if link {
+            std::os::unix::fs::symlink(&precious, daemon.socket()).unwrap();
+        } else {
+            fs::rename(&precious, daemon.socket()).unwrap();
+        }
+        let path = daemon.socket();
+        let (code, log) = exit_of(daemon);
+        assert_eq!(code, Some(73), "{log}");
+        assert!(log.contains("no socket and is left alone"), "{log}");
+        assert_eq!(fs::read(path).unwrap(), b"data");
+    }
+}
+
+#[test]
+fn every_end_has_its_exit_code() {
+    let run = |words: &[&str]| {
+        let output = Command::new(binary()).args(words).env_clear().stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(run(&["--nonsense"]).0, Some(64));
+    assert_eq!(run(&["send", "--session", "s"]).0, Some(64));
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("none.sock").display().to_string();
+    assert_eq!(run(&["status", "--socket", &missing]).0, Some(69));
+    assert_eq!(run(&["send", "--socket", &missing, "--mac", MAC, "--session", "s", "hello"]).0, Some(69));
+    for (key, value) in [
+        ("socket.path", "'/dev/null/x/events.sock'"),
+        ("store.directory", "'/dev/null/store'"),
+        ("status.socket", "'/proc/no/status.sock'"),
+    ] {
+        let (code, log) = exit_of(Daemon::builder().set(key, value).prepare());
+        assert_eq!(code, Some(73), "{key}: {log}");
+        let place = Path::new(value.trim_matches('\''));
+        let named = [Some(place), place.parent()].into_iter().flatten().any(|place| log.contains(&place.display().to_string()));
+        assert!(named, "{key}: the place is named: {log}");
+    }
+    let (code, log) = exit_of(Daemon::builder().set("session.batch_size", "0").set("upload.nonsense", "1").prepare());
+    assert_eq!(code, Some(78), "{log}");
+    assert!(log.contains("session.batch_size") && log.contains("upload.nonsense"), "all problems at once: {log}");
+    let mut daemon = Daemon::builder().start();
+    assert_eq!(daemon.term(SOON).code(), Some(0));
+}
+
+// ---- SIGTERM -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn sigterm_when_idle_ends_at_once() {
+    let mut daemon = Daemon::builder().start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    let began = Instant::now();
+    assert_eq!(daemon.term(SOON).code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    agent.wait_for_close();
+    assert!(agent.replies().iter().any(|reply| reply["type"] == "draining"), "{:?}", agent.replies());
+}
+
+#[test]
+fn sigterm_in_the_middle_of_a_flood_keeps_what_was_acked_and_what_was_written_before() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().api(&api).set("upload.shutdown_grace", "'1m'").start();
+    let mut oracle = Oracle::new(&daemon);
+    let mut producers: Vec<Producer> = (0..4).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    for index in 0..600 {
+        for producer in &mut producers {
+            producer.say(1 + (index % 2) as u8, &format!("message {index}"));
+        }
+    }
+    oracle.before_restart(&daemon);
+    assert_eq!(daemon.term(SOON * 2).code(), Some(0));
+    for producer in &mut producers {
+        // What was in the socket before the signal was read, made durable and acknowledged.
+        producer.agent().wait_for_close();
+        assert_eq!(producer.acked(), 600);
+        producer.disconnect();
+        oracle.owe(producer);
+    }
+    assert_eq!(api.row_count(), 4 * 600, "the grace was long enough for all of it, and nothing came twice");
+    daemon.start();
+    oracle.check(&daemon, &api);
+}
 
 fn api() -> ManagerApi {
     let api = ManagerApi::start(Variant::Fork);
     api.register(MAC);
     api
-}
-
-#[test]
-fn a_stop_when_idle_is_quick_and_leaves_no_socket() {
-    let api = api();
-    let mut daemon = Daemon::start_for(&api);
-    let agent = Agent::connect(&daemon);
-    let began = Instant::now();
-    assert_eq!(daemon.term(IN_TIME).code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
-    agent.wait_for("draining");
-    agent.wait_for_close();
-    assert!(!daemon.socket().exists());
 }
 
 #[test]
@@ -89,58 +243,326 @@ fn a_stop_delivers_what_it_still_can() {
 
 #[test]
 fn a_second_signal_skips_the_grace() {
-    let api = api();
-    let mut daemon = Daemon::builder().api(&api).set("upload.shutdown_grace", "'60s'").start();
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().api(&api).set("upload.shutdown_grace", "'1m'").set("manager_api.timeout", "'1m'").start();
     api.fault(Fault::HangBeforeHeaders);
     let mut producer = Producer::connected(&daemon, MAC, "s");
-    producer.say(1, "Hello");
+    producer.say(1, "hello");
     producer.wait_until_acked();
-    producer.agent().end();
-    soon("it is being sent", || api.count(Endpoint::Report) >= 1);
+    soon("the attempt hangs", || !api.reports().is_empty());
+    daemon.signal("TERM");
+    wait_for_log(&daemon, "stopping");
+    always(Duration::from_secs(2), "it uses its grace", || daemon.is_running());
     let began = Instant::now();
-    daemon.signal("TERM");
-    producer.agent().wait_for("draining");
-    soon("the listener is closed", || Agent::dial(&daemon.socket()).is_none());
-    daemon.signal("TERM");
-    assert_eq!(daemon.wait(IN_TIME).code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(daemon.term(SOON).code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     api.clear_faults();
     daemon.start();
-    api.wait_for_rows("s", 1);
+    assert_eq!(api.wait_for_rows("s", 1)[0].content, "hello");
+}
+
+/// Whether the process has a handler for SIGTERM.
+fn catches_sigterm(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim).unwrap_or_default();
+    u64::from_str_radix(mask, 16).unwrap_or_default() & (1 << 14) != 0
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
-    let api = api();
-    let mut daemon = Daemon::start_for(&api);
-    daemon.kill9();
-    assert!(std::fs::metadata(daemon.socket()).unwrap().file_type().is_socket(), "left behind by the kill");
-    daemon.start();
-    Agent::connect(&daemon).bind(MAC, "s");
+fn sigterm_during_start_up_is_honoured() {
+    if !disk::strace_works() {
+        return;
+    }
+    let mut daemon = Daemon::builder().wrapper(&disk::inject("fdatasync,fsync", "delay_enter=20000000:when=1")).prepare();
+    daemon.spawn();
+    soon("it listens to signals", || catches_sigterm(daemon.pid()));
+    always(Duration::from_millis(300), "its store is still being opened", || !daemon.log().contains("ready"));
+    let began = Instant::now();
+    daemon.signal("TERM");
+    wait_for_log(&daemon, "stopped while starting");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // The tracer would hold the dead thread until its delay is over.
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")).map(str::trim).unwrap_or_default();
+    let _ = Command::new("kill").args(["-s", "KILL", tracer]).status();
+    assert_eq!(daemon.wait(SOON).code(), Some(0), "{}", daemon.log());
+    assert!(!daemon.socket().exists());
+}
+
+// ---- the clock -----------------------------------------------------------------------------------------------------
+
+#[test]
+fn clock_jumps() {
+    let directory = tempfile::tempdir().unwrap();
+    let wall = directory.path().join("wall");
+    fs::write(&wall, "+0d").unwrap();
+    let Some(environment) = clock::faketime("+0d") else { return };
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let builder = || {
+        let mut builder = Daemon::builder().api(&api).directory(directory.path());
+        for (name, value) in environment.iter().filter(|(name, _)| name != "FAKETIME") {
+            builder = builder.environment(name, value);
+        }
+        builder.environment("FAKETIME_TIMESTAMP_FILE", &wall.display().to_string()).environment("FAKETIME_NO_CACHE", "1")
+    };
+    let mut daemon = builder().start();
+    let mut oracle = Oracle::new(&daemon);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    let mut count = 0;
+    let mut say = |producer: &mut Producer, what: &str| {
+        for _ in 0..5 {
+            producer.say(1 + u8::from(count % 2 == 1), &format!("message {count} {what}"));
+            count += 1;
+        }
+        producer.wait_until_acked();
+        count
+    };
+    for jump in ["+1y", "-1d", "@1970-01-02 00:00:00", "+0d"] {
+        // While it runs and delivers …
+        let so_far = say(&mut producer, "before the jump");
+        fs::write(&wall, jump).unwrap();
+        let so_far = so_far.max(say(&mut producer, "after the jump"));
+        api.wait_for_rows("s", so_far);
+        // … while it backs off (a retry that waited for the wall clock would wait a year) …
+        api.stop();
+        say(&mut producer, "in an outage");
+        fs::write(&wall, "+0d").unwrap();
+        soon("it was tried in vain", || daemon.status()["gate"]["state"] == "closed");
+        fs::write(&wall, jump).unwrap();
+        api.start_again();
+        let so_far = say(&mut producer, "after an outage");
+        api.wait_for_rows("s", so_far);
+        // … and over a restart.
+        oracle.before_restart(&daemon);
+        daemon.restart();
+        producer.connect(&daemon);
+    }
+    say(&mut producer, "at last");
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
+    let messages = arrived(&api, "s");
+    assert_eq!(messages.len(), producer.said().len(), "no id was drawn twice");
+    assert!(messages.windows(2).all(|pair| pair[0].created_at_ms < pair[1].created_at_ms), "every message has a time of its own");
+}
+
+// ---- the supervisor ------------------------------------------------------------------------------------------------
+
+struct Supervisor {
+    socket: UnixDatagram,
+    path: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Supervisor {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        Self { socket: UnixDatagram::bind(&path).unwrap(), path, _directory: directory }
+    }
+
+    /// The next datagram, if one comes in this time.
+    fn hears(&self, patience: Duration) -> Option<String> {
+        self.socket.set_read_timeout(Some(patience.max(Duration::from_millis(1)))).unwrap();
+        let mut buffer = [0; 4096];
+        self.socket.recv(&mut buffer).ok().map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
+    /// Everything up to a datagram with this line.
+    #[track_caller]
+    fn wait_for(&self, line: &str) -> Vec<String> {
+        let mut heard = Vec::new();
+        let end = Instant::now() + SOON;
+        loop {
+            heard.extend(self.hears(end.saturating_duration_since(Instant::now())));
+            if heard.last().is_some_and(|last| last.lines().any(|said| said == line)) {
+                return heard;
+            }
+            assert!(Instant::now() < end, "the daemon never said {line}: {heard:?}");
+        }
+    }
+
+    /// How often the watchdog is fed in this time.
+    fn feedings(&self, span: Duration) -> usize {
+        let end = Instant::now() + span;
+        let mut count = 0;
+        while Instant::now() < end {
+            let heard = self.hears(end.saturating_duration_since(Instant::now()));
+            count += usize::from(heard.is_some_and(|said| said.contains("WATCHDOG=1")));
+        }
+        count
+    }
 }
 
 #[test]
-fn a_live_socket_or_another_file_is_never_replaced() {
-    let first = Daemon::builder().start();
-    let mut second = Daemon::builder().set("socket.path", &format!("'{}'", first.socket().display())).prepare();
-    second.spawn();
-    assert_eq!(second.wait(IN_TIME).code(), Some(75), "{}", second.log());
-    Agent::connect(&first).bind(MAC, "s");
-    let mut third = Daemon::builder().prepare();
-    std::fs::write(third.socket(), "precious").unwrap();
-    third.spawn();
-    assert_eq!(third.wait(IN_TIME).code(), Some(73), "{}", third.log());
-    assert_eq!(std::fs::read(third.socket()).unwrap(), b"precious");
-    assert!(third.log().contains(&third.socket().display().to_string()), "the place is named: {}", third.log());
+fn ready_is_said_when_the_socket_accepts_and_not_before() {
+    if !disk::strace_works() {
+        return;
+    }
+    let supervisor = Supervisor::new();
+    let mut daemon = Daemon::builder()
+        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
+        .wrapper(&disk::inject("fdatasync,fsync", "delay_enter=2000000:when=1"))
+        .prepare();
+    let began = Instant::now();
+    daemon.spawn();
+    let heard = supervisor.wait_for("READY=1");
+    assert!(began.elapsed() >= Duration::from_secs(2), "READY before the store was open: {heard:?}");
+    assert!(heard.iter().any(|said| said.contains("EXTEND_TIMEOUT_USEC=")), "a long start says so: {heard:?}");
+    let mut agent = Agent::connect(&daemon);
+    assert!(agent.is_answered(), "at READY the socket accepts");
 }
 
 #[test]
-fn second_instance_exits_75() {
-    let first = Daemon::builder().start();
-    let mut second = Daemon::builder().set("store.directory", &format!("'{}'", first.store().display())).prepare();
-    second.spawn();
-    assert_eq!(second.wait(IN_TIME).code(), Some(75), "{}", second.log());
-    Agent::connect(&first).bind(MAC, "s");
+fn the_supervisor_is_told_of_reloads_status_progress_and_the_end() {
+    let supervisor = Supervisor::new();
+    let mut daemon = Daemon::builder()
+        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
+        .environment("WATCHDOG_USEC", "900000")
+        .prepare();
+    daemon.spawn();
+    supervisor.wait_for("READY=1");
+    assert!(supervisor.feedings(Duration::from_secs(3)) >= 5, "the watchdog is fed thrice a period");
+    daemon.hup();
+    let heard = supervisor.wait_for("RELOADING=1");
+    assert!(heard.last().unwrap().contains("MONOTONIC_USEC="), "{heard:?}");
+    supervisor.wait_for("READY=1");
+    daemon.signal("TERM");
+    supervisor.wait_for("STOPPING=1");
+    assert_eq!(daemon.wait(SOON).code(), Some(0));
+}
+
+#[test]
+fn the_status_line_says_what_the_daemon_does() {
+    let supervisor = Supervisor::new();
+    let mut daemon = Daemon::builder().environment("NOTIFY_SOCKET", &supervisor.path.display().to_string()).prepare();
+    daemon.spawn();
+    let end = Instant::now() + SOON;
+    let line = loop {
+        assert!(Instant::now() < end, "no status line");
+        if let Some(said) = supervisor.hears(SOON).filter(|said| said.contains("STATUS=")) {
+            break said;
+        }
+    };
+    assert!(line.contains("no manager_api.url") && line.contains("0 pending"), "{line}");
+}
+
+/// Delays a system call of the running daemon for as long as it lives.
+struct Slowness(Child);
+
+impl Slowness {
+    fn of(daemon: &Daemon, calls: &str) -> Self {
+        let child = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
+            .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:delay_enter=60000000")])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        guard::kill_at_end(child.id());
+        let traced = || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+            tasks.flatten().all(|task| {
+                fs::read_to_string(task.path().join("status")).is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
+            })
+        };
+        soon("strace is attached to every thread", traced);
+        Self(child)
+    }
+}
+
+impl Drop for Slowness {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        guard::forget(self.0.id());
+    }
+}
+
+#[test]
+fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
+    if !disk::strace_works() {
+        return;
+    }
+    for (calls, name) in [("fdatasync,fsync", "store"), ("accept4", "accept loop")] {
+        let supervisor = Supervisor::new();
+        let mut daemon = Daemon::builder()
+            .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
+            .environment("WATCHDOG_USEC", "900000")
+            .prepare();
+        daemon.spawn();
+        supervisor.wait_for("READY=1");
+        let mut agent = Agent::connect(&daemon);
+        assert!(agent.is_answered());
+        let slowness = Slowness::of(&daemon, calls);
+        let mut stuck = UnixStream::connect(daemon.socket()).unwrap();
+        let line = json!({ "type": "message", "mac_address": MAC, "session_id": "s", "chat_type": 1, "content": "hello" });
+        agent.line(&line);
+        let _ = stuck.write_all(b"{}\n");
+        // What was on its way when it began to hang may still come.
+        supervisor.feedings(Duration::from_secs(1));
+        assert_eq!(supervisor.feedings(Duration::from_secs(3)), 0, "the {name} hangs");
+        drop(slowness);
+        soon(&format!("the {name} works again and the watchdog is fed"), || supervisor.feedings(Duration::from_secs(1)) > 0);
+    }
+}
+
+/// The launcher a supervisor is: the listening socket as descriptor 3, `LISTEN_FDS` and `LISTEN_PID`.
+fn activated(daemon: &Daemon, listener: &UnixListener) -> Child {
+    let socket: OwnedFd = listener.as_fd().try_clone_to_owned().unwrap();
+    let script = r#"LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS; exec "$@" 3<&0 0</dev/null"#;
+    let child = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(binary())
+        .arg("--config")
+        .arg(daemon.config())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap())
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    guard::kill_at_end(child.id());
+    child
+}
+
+#[track_caller]
+fn stop(mut child: Child) {
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", "TERM", &pid]).status().unwrap().success());
+    let status = eventually(SOON, "the daemon ended", || child.try_wait().unwrap());
+    guard::forget(child.id());
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn socket_activation_refuses_nobody_during_a_restart() {
+    let mut daemon = Daemon::builder().prepare();
+    daemon.set("log.level", "'debug'");
+    let listener = UnixListener::bind(daemon.socket()).unwrap();
+    fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o620)).unwrap();
+    let inode = fs::metadata(daemon.socket()).unwrap().ino();
+    let first = activated(&daemon, &listener);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "to the first");
+    producer.wait_until_acked();
+    stop(first);
+    let metadata = fs::metadata(daemon.socket()).expect("the supervisor's path stays");
+    assert_eq!((metadata.ino(), metadata.mode() & 0o777), (inode, 0o620), "and is as it was");
+    // Nobody is there: the kernel keeps what is said.
+    let mut agent = Agent::connect(&daemon);
+    agent.line(
+        &json!({ "type": "message", "mac_address": MAC, "session_id": "s", "chat_type": 2, "content": "meanwhile", "seq": 1 }),
+    );
+    let second = activated(&daemon, &listener);
+    agent.wait_for_ack(1);
+    producer.connect(&daemon);
+    producer.say(1, "to the second");
+    producer.wait_until_acked();
+    assert_eq!(daemon.status()["metrics"]["pending_at_start"], 1);
+    stop(second);
 }
 
 #[test]
@@ -163,33 +585,167 @@ fn without_a_url_history_is_kept_and_delivered_once_there_is_one() {
     assert_eq!(texts, (0..8).map(|index| format!("message {index}")).collect::<Vec<_>>());
 }
 
+// ---- the end of a session ------------------------------------------------------------------------------------------
+
+fn final_transcript(text: &str) -> Value {
+    json!({ "type": "user_input_transcribed", "transcript": text, "is_final": true, "speaker_id": null, "language": null, "created_at": 1_758_701_973.5 })
+}
+
+/// All backups there are.
+fn backups(daemon: &Daemon) -> Vec<(PathBuf, Value)> {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
+    let files = entries(&daemon.backups()).iter().flat_map(|date| entries(date)).collect::<Vec<_>>();
+    let json = |path: &PathBuf| Some((path.clone(), serde_json::from_slice(&fs::read(path).ok()?).ok()?));
+    files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json")).filter_map(json).collect()
+}
+
 #[test]
-fn clock_jumps_change_no_order_and_lose_nothing() {
-    for jump in ["+1y", "-1d", "@1970-01-02 00:00:00"] {
-        let api = api();
-        let mut daemon = Daemon::start_for(&api);
-        let mut oracle = Oracle::new(&daemon);
-        let mut producer = Producer::connected(&daemon, MAC, "s");
-        let say = |producer: &mut Producer, what: &str| {
-            for index in 0..6 {
-                producer.say(1, &format!("{what} {index}"));
-            }
-            producer.wait_until_acked();
-        };
-        say(&mut producer, "before");
-        let Some(environment) = clock::faketime(jump) else { return };
-        for (name, value) in &environment {
-            daemon.set_environment(name, value);
-        }
-        daemon.restart();
-        producer.connect(&daemon);
-        say(&mut producer, "in another time");
-        daemon.clear_environment();
-        daemon.restart();
-        producer.connect(&daemon);
-        say(&mut producer, "back again");
-        oracle.owe(&producer);
-        oracle.check(&daemon, &api);
-        assert_eq!(api.rows("s").len(), 18, "{jump}");
+fn idle_ends_a_session_only_when_no_producer_holds_it() {
+    let daemon = Daemon::builder().set("session.idle_timeout", "'1s'").start();
+    let mut held = Agent::connect(&daemon);
+    held.bind(MAC, "held");
+    held.say(1, "I am silent but here");
+    let mut gone = Agent::connect(&daemon);
+    gone.bind(MAC, "gone");
+    gone.line(&final_transcript("the last words"));
+    soon("the last words are held", || daemon.metric("held") == 1);
+    drop(gone);
+    soon("the abandoned session ended", || daemon.metric("sessions_ended") == 1);
+    assert_eq!((daemon.metric("held"), daemon.metric("pending")), (0, 2), "its last words became a message");
+    // Unbound lines hold nothing open, whoever's connection lives on.
+    let mut unbound = Agent::connect(&daemon);
+    unbound.line(&json!({ "type": "message", "mac_address": MAC, "session_id": "unbound", "chat_type": 1, "content": "x" }));
+    soon("the session of unbound lines ended", || daemon.metric("sessions_ended") == 2);
+    always(Duration::from_secs(3), "a bound session stays open", || daemon.metric("sessions_ended") == 2);
+    soon("ended sessions leave no actor behind", || daemon.metric("sessions_open") == 1);
+    held.end();
+    held.flush("durable");
+    assert_eq!(daemon.metric("sessions_ended"), 3);
+    drop(held);
+    soon("no actor is left", || daemon.metric("sessions_open") == 0);
+}
+
+#[test]
+fn a_producer_that_comes_back_in_time_finds_its_session_open() {
+    let daemon = Daemon::builder().set("session.idle_timeout", "'3s'").start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "one");
+    producer.wait_until_acked();
+    producer.disconnect();
+    producer.connect(&daemon);
+    always(Duration::from_secs(5), "the session is open", || daemon.metric("sessions_ended") == 0);
+    producer.disconnect();
+    soon("it ends when it is gone for good", || daemon.metric("sessions_ended") == 1);
+}
+
+#[test]
+fn a_message_after_the_end_opens_the_session_again() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let daemon = Daemon::builder().api(&api).set("session.idle_timeout", "'1s'").start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    let line = |id: &str, text: &str| json!({ "type": "message", "chat_type": 1, "content": text, "id": id });
+    agent.line(&line("a", "one"));
+    agent.end();
+    agent.flush("durable");
+    agent.line(&line("b", "two"));
+    agent.line(&line("a", "one"));
+    agent.flush("durable");
+    assert_eq!(daemon.metric("sessions_ended"), 1);
+    drop(agent);
+    soon("it ends a second time", || daemon.metric("sessions_ended") == 2);
+    soon("its actor is gone", || daemon.metric("sessions_open") == 0);
+    // Its keys are reloaded from the store.
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.line(&line("b", "two"));
+    agent.line(&line("c", "three"));
+    agent.end();
+    agent.flush("delivered");
+    let contents: Vec<String> = api.rows("s").into_iter().map(|row| row.content).collect();
+    assert_eq!(contents, ["one", "two", "three"]);
+    assert_eq!(daemon.labelled("skipped", "duplicate"), 2);
+    check_books(&daemon);
+}
+
+#[test]
+fn sessions_left_open_by_a_kill_are_ended_by_idle_and_their_last_words_delivered() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().api(&api).set("session.idle_timeout", "'2s'").start();
+    for session in ["a", "b", "c"] {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(MAC, session);
+        agent.line(&final_transcript(&format!("last words of {session}")));
+        agent.flush("durable");
     }
+    assert_eq!(daemon.metric("held"), 3);
+    daemon.kill9();
+    daemon.start();
+    assert_eq!(daemon.metric("held_at_start"), 3);
+    let mut back = Agent::connect(&daemon);
+    back.bind(MAC, "c");
+    for session in ["a", "b"] {
+        assert_eq!(api.wait_for_rows(session, 1)[0].content, format!("last words of {session}"));
+    }
+    always(Duration::from_secs(3), "the one whose producer came back stays open", || api.rows("c").is_empty());
+    assert_eq!(daemon.metric("sessions_ended"), 2);
+    drop(back);
+    assert_eq!(api.wait_for_rows("c", 1)[0].content, "last words of c");
+    check_books(&daemon);
+}
+
+#[test]
+fn a_stop_ends_no_session() {
+    let mut daemon = Daemon::builder().start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.line(&final_transcript("held over the restart"));
+    agent.flush("durable");
+    daemon.restart();
+    assert_eq!(daemon.metric("held"), 1, "what is held stays held");
+    assert_eq!(daemon.metric("sessions_ended"), 0);
+}
+
+#[test]
+fn the_backup_holds_the_session_pending_then_delivered() {
+    let api = ManagerApi::start(Variant::Fork);
+    let agent_id = api.register(MAC);
+    let daemon = Daemon::start_for(&api);
+    api.stop();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "../../up_and/away");
+    agent.say(1, "How are you?");
+    agent.say(2, "Fine, \u{1f42f}.");
+    agent.end();
+    agent.flush("durable");
+    let (path, first) = eventually(SOON, "the backup is written", || backups(&daemon).pop());
+    let states = |backup: &Value| {
+        let messages = backup["messages"].as_array().unwrap();
+        messages.iter().map(|message| message["state"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(states(&first), ["pending", "pending"], "{first}");
+    assert_eq!(first["session_id"], "../../up_and/away");
+    assert_eq!(first["mac"], MAC);
+    let contents: Vec<&str> =
+        first["messages"].as_array().unwrap().iter().filter_map(|message| message["content"].as_str()).collect();
+    assert_eq!(contents, ["How are you?", "Fine, \u{1f42f}."]);
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o700);
+    assert_eq!(fs::metadata(daemon.backups()).unwrap().mode() & 0o777, 0o700);
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("6825ddba3978_") && !name.contains(".."), "{name}");
+    assert!(path.starts_with(daemon.backups()), "{}", path.display());
+    api.start_again();
+    soon("the backup is written once more when the last message is through", || {
+        backups(&daemon).iter().any(|(_, backup)| states(backup) == ["delivered", "delivered"])
+    });
+    let now = backups(&daemon);
+    assert_eq!(now.len(), 1, "one file a session");
+    soon("the agent's id stands in the backup or was not known in time", || {
+        let id = backups(&daemon)[0].1["agent_id"].clone();
+        id == agent_id.as_str() || id.is_null()
+    });
+    soon("both are counted", || daemon.metric("backups_written") >= 2);
 }

@@ -4,6 +4,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
     reason = "tests: a failed unwrap is a failed test"
 )]
 #![allow(
@@ -16,15 +18,25 @@
     clippy::cast_possible_wrap,
     clippy::cast_sign_loss,
     clippy::format_push_string,
+    clippy::format_collect,
     clippy::struct_field_names,
     reason = "tests are read by people, not called by other crates"
 )]
 
+mod api_devices;
 mod api_faults;
+mod api_outage;
+mod api_profile;
+mod api_secret;
+mod api_tls;
 mod check_config;
+mod commands;
 mod delivery;
+mod disk_faults;
+mod fuzz;
 mod hostile_input;
 mod lifecycle;
+mod limits;
 mod livekit;
 mod ordering;
 mod packaging;

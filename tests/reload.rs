@@ -1,6 +1,10 @@
 //! SIGHUP: good settings are applied, bad ones kept out, and nothing is lost meanwhile.
 
-use crate::support::{Daemon, Endpoint, ManagerApi, Oracle, Producer, Variant, soon};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::support::manager_api::SECRET;
+use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Variant, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 
@@ -48,37 +52,204 @@ fn a_bad_file_changes_nothing_and_what_cannot_change_is_named() {
     assert!(!std::path::Path::new(&elsewhere).exists());
 }
 
-#[test]
-fn secret_rotation_in_the_file_itself() {
-    let (api, mut daemon) = ground();
-    daemon.set("session.send_interval", "'100ms'");
+/// Reloads and waits until it was done.
+fn reload(daemon: &Daemon) {
+    let before = daemon.log().matches("configuration reloaded").count();
     daemon.hup();
-    api.set_secret("rotated-secret");
-    let mut producer = Producer::connected(&daemon, MAC, "s");
-    producer.say(1, "Hello");
-    producer.agent().end();
-    soon("refused", || api.count(Endpoint::Report) >= 2);
-    std::fs::write(daemon.secret_file(), "rotated-secret").unwrap();
-    daemon.hup();
-    api.wait_for_rows("s", 1);
+    soon("the reload is done", || daemon.log().matches("configuration reloaded").count() > before);
 }
 
 #[test]
-fn many_reloads_under_load_lose_nothing() {
-    let (api, mut daemon) = ground();
+fn the_log_level_follows_the_file() {
+    let mut daemon = Daemon::builder().set("log.level", "'info'").start();
+    let opened = |daemon: &Daemon| daemon.log().matches("session opened").count();
+    Agent::connect(&daemon).bind(MAC, "quiet");
+    assert_eq!(opened(&daemon), 0);
+    daemon.set("log.level", "'debug'");
+    reload(&daemon);
+    Agent::connect(&daemon).bind(MAC, "loud");
+    soon("debug lines are written", || opened(&daemon) == 1);
+    daemon.set("log.level", "'error'");
+    daemon.hup();
+    soon("the next one is quiet again", || {
+        let before = opened(&daemon);
+        Agent::connect(&daemon).bind(MAC, &format!("quiet-{before}-{}", daemon.metric("connections_total")));
+        opened(&daemon) == before
+    });
+}
+
+#[test]
+fn a_url_that_appears_delivers_the_backlog_and_one_that_goes_keeps_the_history_here() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().start();
     let mut oracle = Oracle::new(&daemon);
-    let mut producer = Producer::connected(&daemon, MAC, "s");
-    for index in 0..60 {
-        producer.say(1, &format!("message {index}"));
-        daemon.set("session.batch_size", &(1 + index % 7).to_string());
-        daemon.hup();
-        if index % 10 == 0 {
+    let mut producers: Vec<Producer> = (0..3).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    let say = |producers: &mut [Producer], what: &str| {
+        for producer in producers {
+            for index in 0..7 {
+                producer.say(1, &format!("{what} {index}"));
+            }
             producer.wait_until_acked();
         }
+    };
+    say(&mut producers, "before there was a URL");
+    fs::write(daemon.directory().join("secret"), SECRET).unwrap();
+    let secret = format!("'{}'", daemon.directory().join("secret").display());
+    daemon.set("manager_api.secret_file", &secret);
+    daemon.set("manager_api.url", &format!("'{}'", api.url()));
+    reload(&daemon);
+    say(&mut producers, "with a URL");
+    api.wait_for_rows("s2", 14);
+    daemon.unset("manager_api.url");
+    daemon.unset("manager_api.secret_file");
+    reload(&daemon);
+    soon("it has no server", || daemon.status()["gate"]["state"] == "no_url");
+    let requests = api.requests().len();
+    say(&mut producers, "without it again");
+    assert_eq!(api.requests().len(), requests);
+    daemon.set("manager_api.secret_file", &secret);
+    daemon.set("manager_api.url", &format!("'{}'", api.url()));
+    reload(&daemon);
+    for producer in &producers {
+        oracle.owe(producer);
+    }
+    oracle.check(&daemon, &api);
+}
+
+#[test]
+fn a_bad_file_is_kept_out_whole() {
+    let (api, mut daemon) = ground();
+    let before = daemon.log().len();
+    // One good change among bad ones: none of them is applied.
+    daemon.set("session.batch_size", "1");
+    daemon.set("upload.concurrency", "'many'");
+    daemon.set("nonsense.key", "7");
+    daemon.hup();
+    soon("it says that nothing was applied", || daemon.log()[before..].contains("the old settings stay"));
+    let log = daemon.log()[before..].to_owned();
+    assert!(log.contains("upload.concurrency") && log.contains("nonsense"), "every problem is named: {log}");
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "one");
+    producer.wait_until_acked();
+    crate::support::eventually::always(std::time::Duration::from_secs(1), "the batch size is still 5", || api.row_count() == 0);
+    fs::write(daemon.config(), "this is no TOML [").unwrap();
+    daemon.hup();
+    soon("it says so", || daemon.log()[before..].matches("the old settings stay").count() == 2);
+    fs::remove_file(daemon.config()).unwrap();
+    daemon.hup();
+    soon("it says so", || daemon.log()[before..].matches("the old settings stay").count() == 3);
+    daemon.unset("nonsense.key");
+    daemon.unset("upload.concurrency");
+    reload(&daemon);
+    producer.say(1, "two");
+    api.wait_for_rows("s", 2);
+}
+
+#[test]
+fn what_cannot_change_is_named_and_stays() {
+    let (_api, mut daemon) = ground();
+    let inode = fs::metadata(daemon.socket()).unwrap().ino();
+    let old_socket = daemon.socket();
+    let elsewhere = |name: &str| format!("'{}'", daemon.directory().join(name).display());
+    let fixed = [
+        ("socket.path", elsewhere("run/other.sock")),
+        ("socket.mode", "'0600'".to_owned()),
+        ("store.durability", "'os'".to_owned()),
+        ("status.socket", elsewhere("run/other-status.sock")),
+        ("log.format", "'json'".to_owned()),
+    ];
+    for (key, value) in &fixed {
+        daemon.set(key, value);
+    }
+    daemon.set("session.batch_size", "2");
+    let before = daemon.log().len();
+    reload(&daemon);
+    let log = daemon.log()[before..].to_owned();
+    for (key, _) in &fixed {
+        let named = log.lines().any(|line| line.contains("needs a restart") && line.contains(key));
+        assert!(named, "{key} is not named: {log}");
+    }
+    assert!(log.lines().any(|line| line.contains("setting changed") && line.contains("session.batch_size")), "{log}");
+    let metadata = fs::metadata(&old_socket).unwrap();
+    assert_eq!((metadata.ino(), metadata.mode() & 0o777), (inode, 0o660));
+    assert!(!daemon.directory().join("run/other.sock").exists());
+    assert!(Agent::dial(&old_socket).unwrap().is_answered());
+}
+
+#[test]
+fn secret_rotation() {
+    // By the file alone: it is read again at each probe, nobody says anything to the daemon.
+    let (api, mut daemon) = ground();
+    daemon.set("session.batch_size", "1");
+    reload(&daemon);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "under the first");
+    api.wait_for_rows("s", 1);
+    api.set_secret("rotated-in-place");
+    producer.say(1, "under the second");
+    soon("the gate closes", || daemon.status()["gate"]["state"] == "closed");
+    fs::write(daemon.secret_file(), "rotated-in-place\n").unwrap();
+    api.wait_for_rows("s", 2);
+    soon("the gate opens", || daemon.status()["gate"]["state"] == "open");
+    // Inline, with SIGHUP.
+    daemon.unset("manager_api.secret_file");
+    daemon.set("manager_api.secret", "'inline-secret-one'");
+    api.set_secret("inline-secret-one");
+    reload(&daemon);
+    producer.say(1, "inline");
+    api.wait_for_rows("s", 3);
+    api.set_secret("inline-secret-two");
+    daemon.set("manager_api.secret", "'inline-secret-two'");
+    reload(&daemon);
+    producer.say(1, "inline again");
+    api.wait_for_rows("s", 4);
+    let log = daemon.log();
+    for secret in [SECRET, "rotated-in-place", "inline-secret-one", "inline-secret-two"] {
+        assert!(!log.contains(secret), "{secret} in the log");
+    }
+    assert!(log.contains("manager_api.secret"), "that it changed is said");
+}
+
+#[test]
+fn a_new_server_takes_over_what_the_old_one_did_not_take() {
+    let (old, mut daemon) = ground();
+    let new = ManagerApi::start(Variant::Upstream);
+    new.register(MAC);
+    old.fault(Fault::HangBeforeHeaders);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..6 {
+        producer.say(1, &format!("message {index}"));
     }
     producer.wait_until_acked();
+    soon("the old one was asked", || old.count(Endpoint::Report) >= 1);
+    daemon.set("manager_api.url", &format!("'{}'", new.url()));
+    reload(&daemon);
     producer.agent().end();
-    oracle.owe(&producer);
+    let times: Vec<i64> = new.wait_for_rows("s", 6).into_iter().map(|row| row.created_at_ms).collect();
+    assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "its time unit was asked for: {times:?}");
+}
+
+#[test]
+fn a_thousand_reloads_under_load_lose_nothing() {
+    let (api, mut daemon) = ground();
+    let mut oracle = Oracle::new(&daemon);
+    let mut producers: Vec<Producer> = (0..5).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
+    for index in 0..1000 {
+        if index % 20 == 0 {
+            daemon.set("session.batch_size", &(1 + index / 20 % 7).to_string());
+            daemon.set("upload.concurrency", &(1 + index / 20 % 4).to_string());
+        }
+        producers[index % 5].say(1 + (index % 2) as u8, &format!("message {index}"));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    }
+    for producer in &mut producers {
+        producer.wait_until_acked();
+        producer.agent().end();
+        oracle.owe(producer);
+    }
     oracle.check(&daemon, &api);
-    assert_eq!(api.rows("s").len(), 60);
+    assert_eq!(api.row_count(), 1001);
+    assert!(daemon.log().matches("configuration reloaded").count() >= 10, "it did reload meanwhile");
 }

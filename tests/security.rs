@@ -1,13 +1,19 @@
 //! Who may connect, what others may read, and what never leaves the daemon.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
+use crate::support::daemon::binary;
+use crate::support::eventually::SOON;
 use crate::support::manager_api::SECRET;
 use crate::support::oracle::check_books;
-use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Producer, Rule, Variant, soon};
+use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Producer, Rule, Variant, disk, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 const CANARY: &str = "canary-sentence-5d21";
@@ -188,4 +194,266 @@ fn no_symlink_is_followed_to_the_store() {
     daemon.spawn();
     soon("it runs or has ended", || Agent::dial(&daemon.socket()).is_some() || !daemon.is_running());
     assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+}
+
+// ---- from the first instant ----------------------------------------------------------------------------------------
+
+#[test]
+fn the_socket_is_never_wider_than_its_mode_not_even_for_an_instant() {
+    for wanted in [0o600, 0o660] {
+        let mut daemon = Daemon::builder()
+            .set("socket.mode", &format!("'{wanted:04o}'"))
+            .wrapper(&["sh", "-c", "umask 0; exec \"$@\"", "sh"])
+            .prepare();
+        let stop = AtomicBool::new(false);
+        let path = daemon.socket();
+        let seen = std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut seen = BTreeSet::new();
+                while !stop.load(Ordering::Relaxed) {
+                    if let Ok(metadata) = fs::symlink_metadata(&path) {
+                        seen.insert(metadata.mode() & 0o7777);
+                    }
+                }
+                seen
+            });
+            for _ in 0..10 {
+                daemon.start();
+                assert!(daemon.term(SOON).success());
+            }
+            stop.store(true, Ordering::Relaxed);
+            watcher.join().unwrap()
+        });
+        assert!(seen.contains(&wanted) && seen.iter().all(|mode| mode & !wanted == 0), "wanted {wanted:o}, seen {seen:?}");
+    }
+}
+
+#[test]
+fn the_socket_listens_only_after_it_has_its_mode() {
+    if !disk::strace_works() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let trace = directory.path().join("trace");
+    let words =
+        ["strace", "-D", "-f", "-qq", "-y", "-o", trace.to_str().unwrap(), "-e", "trace=bind,chmod,fchmod,fchmodat,listen"];
+    let mut daemon = Daemon::builder().wrapper(&words).start();
+    assert!(daemon.term(SOON).success());
+    let trace = fs::read_to_string(&trace).unwrap();
+    let first = |call: &str, about: &str| {
+        trace
+            .lines()
+            .position(|line| line.contains(call) && line.contains(about))
+            .unwrap_or_else(|| panic!("no {call} in {trace}"))
+    };
+    let (bind, chmod, listen) = (first(" bind(", "events.sock"), first("chmod", "events.sock"), first(" listen(", ""));
+    assert!(bind < chmod && chmod < listen, "{trace}");
+}
+
+#[test]
+fn a_socket_directory_under_tmp_is_private_and_nobody_elses() {
+    let shared = tempfile::tempdir().unwrap();
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    let directory = shared.path().join("chat-historyd-0");
+    let path = format!("'{}'", directory.join("events.sock").display());
+    let mut daemon = Daemon::builder().set("socket.path", &path).start();
+    assert_eq!(mode(&directory), 0o700);
+    assert!(daemon.term(SOON).success());
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    let mut daemon = Daemon::builder().set("socket.path", &path).prepare();
+    daemon.spawn();
+    assert_eq!(daemon.wait(SOON).code(), Some(73), "others could put a socket of theirs there");
+    soon("it says so", || daemon.log().contains("is not safe"));
+    fs::remove_dir(&directory).unwrap();
+    let elsewhere = shared.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    symlink(&elsewhere, &directory).unwrap();
+    let mut daemon = Daemon::builder().set("socket.path", &path).prepare();
+    daemon.spawn();
+    assert_eq!(daemon.wait(SOON).code(), Some(73), "a link in a shared directory may be anybody's");
+    assert_eq!(tree(&elsewhere), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn files_are_private_whatever_the_umask() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let daemon = Daemon::builder().api(&api).wrapper(&["sh", "-c", "umask 0; exec \"$@\"", "sh"]).start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.say(1, "Hello");
+    agent.end();
+    soon("a backup", || daemon.metric("backups_written") >= 1);
+    for root in [daemon.store(), daemon.backups()] {
+        assert_eq!(mode(&root), 0o700, "{}", root.display());
+        for path in tree(&root) {
+            assert_eq!(mode(&path), if path.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+        }
+    }
+}
+
+// ---- links ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn no_link_in_the_store_is_written_through() {
+    for name in ["history.db", "history.db-wal", "history.db-shm", "lock", "corrupt"] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut daemon = Daemon::builder().directory(directory.path()).start();
+        let mut producer = Producer::connected(&daemon, MAC, "s");
+        producer.say(1, "before");
+        producer.wait_until_acked();
+        daemon.kill9();
+        let victim = directory.path().join("victim");
+        if name == "corrupt" {
+            fs::create_dir(&victim).unwrap();
+            fs::write(daemon.store().join("history.db"), "no database at all").unwrap();
+        } else {
+            fs::write(&victim, "precious").unwrap();
+        }
+        let place = daemon.store().join(name);
+        let _ = fs::remove_file(&place);
+        symlink(&victim, &place).unwrap();
+        daemon.spawn();
+        soon("it serves or has ended", || {
+            Agent::dial(&daemon.socket()).is_some_and(|mut agent| agent.is_answered()) || !daemon.is_running()
+        });
+        if daemon.is_running() {
+            let mut producer = Producer::connected(&daemon, MAC, "t");
+            producer.say(1, "after");
+            producer.wait_until_acked();
+            assert!(daemon.term(SOON).success());
+        }
+        if name == "corrupt" {
+            assert_eq!(tree(&victim), Vec::<PathBuf>::new(), "{name}");
+        } else {
+            assert_eq!(fs::read(&victim).unwrap(), b"precious", "{name}");
+        }
+    }
+}
+
+#[test]
+fn no_link_among_the_backups_is_followed() {
+    let daemon = Daemon::builder().start();
+    let victim = daemon.directory().join("victim");
+    fs::create_dir(&victim).unwrap();
+    fs::create_dir_all(daemon.backups()).unwrap();
+    let end = |session: &str| {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(MAC, session);
+        agent.say(1, "Hello");
+        agent.end();
+        agent.flush("durable");
+    };
+    end("first");
+    soon("a backup", || daemon.metric("backups_written") >= 1);
+    let file = tree(&daemon.backups()).into_iter().find(|path| path.is_file()).unwrap();
+    // A link in place of the file is replaced …
+    fs::write(victim.join("precious"), "data").unwrap();
+    fs::remove_file(&file).unwrap();
+    symlink(victim.join("precious"), &file).unwrap();
+    end("first");
+    soon("it is written again", || fs::symlink_metadata(&file).is_ok_and(|metadata| metadata.is_file()));
+    // … and one in place of the directory is not followed.
+    let date = file.parent().unwrap();
+    fs::rename(date, daemon.directory().join("moved")).unwrap();
+    symlink(&victim, date).unwrap();
+    end("second");
+    soon("the failure is counted", || daemon.metric("backup_errors") >= 1);
+    assert_eq!(fs::read(victim.join("precious")).unwrap(), b"data");
+    assert_eq!(tree(&victim).len(), 1);
+}
+
+// ---- what never leaves ---------------------------------------------------------------------------------------------
+
+/// What the binary says to these words and this environment.
+fn said(words: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let output =
+        Command::new(binary()).args(words).env_clear().envs(environment.iter().copied()).stdin(Stdio::null()).output().unwrap();
+    (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+fn a_secret_in_a_broken_configuration_is_never_echoed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("c.toml");
+    let path = file.display().to_string();
+    let store = format!("[store]\ndirectory = '{}'\n", directory.path().join("store").display());
+    for text in [
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nsecret = '{SECRET}\n"),
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nsecret = {SECRET}\n"),
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nsecret = ['{SECRET}']\n"),
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nsecret = '{SECRET}'\nsecret = '{SECRET}'\n"),
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nsecret = '{SECRET}\u{7}'\n"),
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nsecret = '{SECRET}'\nsecret_file = '/x'\n"),
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nsekret = '{SECRET}'\n"),
+        format!("[manager_api]\nurl = 'http://user:{SECRET}@127.0.0.1:9/toy'\nsecret = 'x'\n"),
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nproxy = 'http://user:{SECRET}@127.0.0.1:9'\nsecret = 'x'\n"),
+        format!("[manager_api]\nurl = 'http://127.0.0.1:9/toy'\nsecret = '{SECRET}'\n"),
+    ] {
+        fs::write(&file, format!("{store}{text}")).unwrap();
+        let (code, heard) = said(&["--check-config", "--config", &path], &[]);
+        assert!(!heard.contains(SECRET), "{code:?} {text}: {heard}");
+        for command in [&["status"][..], &["send", "--mac", MAC, "--session", "s", "x"]] {
+            let (_, heard) = said(&[&["--config", path.as_str()], command].concat(), &[]);
+            assert!(!heard.contains(SECRET), "{command:?} {text}: {heard}");
+        }
+    }
+    for (name, value) in [
+        ("CHAT_HISTORYD__MANAGER_API__SECRET", SECRET.to_owned()),
+        ("CHAT_HISTORYD__MANAGER_API__SECRETS", SECRET.to_owned()),
+        ("CHAT_HISTORYD__MANAGER_API__URL", format!("http://user:{SECRET}@127.0.0.1:9/toy")),
+    ] {
+        let (_, heard) = said(&["--check-config"], &[(name, value.as_str())]);
+        assert!(!heard.contains(SECRET), "{name}: {heard}");
+    }
+}
+
+#[test]
+fn canary_never_appears_in_any_shape_of_the_log_nor_with_an_inline_secret() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    for format in ["'json'", "'journal'"] {
+        let mut daemon = Daemon::builder()
+            .api(&api)
+            .set("manager_api.secret", &format!("'{SECRET}'"))
+            .set("log.level", "'trace'")
+            .set("log.format", format)
+            .start();
+        let unknown = "02:00:00:00:00:78";
+        for (mac, session) in [(MAC, "known"), (unknown, "unknown")] {
+            let mut producer = Producer::connected(&daemon, mac, &format!("{session}-{}", format.len()));
+            producer.say(1, CANARY);
+            producer.say(2, &format!("{CANARY} <&> \u{a0}  \u{1f42f}").repeat(9000));
+            producer.wait_until_acked();
+            producer.agent().line(&json!({ "type": "user_input_transcribed", "transcript": CANARY, "is_final": true, "created_at": 1_758_701_973.5, "seq": 3 }));
+            producer.agent().raw(format!("{{\"type\":\"message\",\"content\":\"{CANARY}").as_bytes());
+            producer.agent().finish();
+        }
+        soon("something was delivered", || daemon.metric("delivered") >= 2);
+        soon("a device is unknown", || daemon.status()["upload"]["devices_waiting"] == 1);
+        // The store breaks under it, and its configuration goes bad.
+        fs::write(daemon.config(), format!("[manager_api]\nsecret = '{SECRET}\n")).unwrap();
+        daemon.hup();
+        soon("it says so", || daemon.log().contains("the old settings stay"));
+        let status = daemon.status().to_string();
+        assert!(daemon.term(SOON).success());
+        for (place, text) in [("the log", daemon.log()), ("the status", status)] {
+            for canary in [CANARY, SECRET] {
+                let line = text.lines().find(|line| line.contains(canary)).map(|line| line.chars().take(300).collect::<String>());
+                assert_eq!(line, None, "{canary} in {place}");
+            }
+        }
+        // It is where it belongs, and nowhere else.
+        let holds = |path: &PathBuf| fs::read(path).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(CANARY));
+        let inside = |path: &PathBuf| path.starts_with(daemon.store()) || path.starts_with(daemon.backups());
+        let files: Vec<PathBuf> = tree(daemon.directory())
+            .into_iter()
+            .filter(|path| {
+                fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file() && !metadata.file_type().is_socket())
+            })
+            .collect();
+        assert!(files.iter().any(|path| inside(path) && holds(path)));
+        assert_eq!(files.iter().find(|path| !inside(path) && holds(path)), None);
+        assert!(api.reports().iter().any(|report| report.report.as_ref().is_some_and(|report| report.content.contains(CANARY))));
+    }
 }

@@ -15,10 +15,10 @@ use crate::support::{Endpoint, Fault, ManagerApi, Rule, Variant, soon};
 const MAC: &str = "68:25:dd:ba:39:78";
 const RAW: &str = "application/json; charset=utf-8";
 
-/// Sends bytes, returns all bytes until the connection closes or falls silent for a second.
+/// Sends bytes, returns all bytes until the connection closes or falls silent for four seconds.
 fn exchange(api: &ManagerApi, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(("127.0.0.1", api.port())).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
     stream.write_all(bytes).unwrap();
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];

@@ -126,7 +126,7 @@ pub(super) fn settings(read: &mut Reader, settings: &mut Settings, environment: 
 
     read.read("store.directory", &mut store.directory, parse::path);
     read.read("store.durability", &mut store.durability, |raw| parse::word(raw, Durability::WORDS));
-    read.read("store.retention", &mut store.retention, |raw| parse::duration(raw, MINUTE..=YEAR * 100));
+    read.read("store.retention", &mut store.retention, |raw| parse::duration(raw, DAY..=YEAR * 100));
     read.read("store.max_bytes", &mut store.max_bytes, |raw| parse::size(raw, 16 * MIB..=16_384 * GIB));
     read.read("store.shelf_bytes", &mut store.shelf_bytes, |raw| parse::size(raw, 64 * KIB..=4 * GIB));
 

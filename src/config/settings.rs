@@ -143,7 +143,7 @@ pub struct StoreSettings {
     pub directory: PathBuf,
     /// What an ack stands for.
     pub durability: Durability,
-    /// How long delivered messages are kept.
+    /// How long delivered messages are kept: at least a day, for that long they are the de-duplication keys.
     pub retention: Duration,
     /// Size of the store at which delivered history leaves early.
     pub max_bytes: u64,

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::binding::{self, Bound};
+use super::flush;
 use super::lines::{LineItem, Lines};
 use super::outbox::Outbox;
 use crate::clock::wall_clock;
@@ -18,8 +20,8 @@ use crate::config::Settings;
 use crate::observe::{Metrics, Skip};
 use crate::protocol::reply::Reply;
 use crate::protocol::{
-    Command, DecodeOptions, Flush, FlushLevel, Line, LiveKitEvent, Refusal, RefusalCode, SessionIdentity, SessionStart, Target,
-    UnixMillis, decode,
+    Command, DecodeOptions, Flush, Line, LiveKitEvent, Refusal, RefusalCode, SessionIdentity, SessionStart, Target, UnixMillis,
+    decode,
 };
 use crate::session::actor::BindRefused;
 use crate::session::{Batch, Entry, Event, Input, ProducerLink, Registry, SessionRef};
@@ -53,13 +55,6 @@ pub struct Surroundings {
     pub draining: CancellationToken,
     /// The time for that is over.
     pub cut_off: CancellationToken,
-}
-
-struct Bound {
-    identity: SessionIdentity,
-    session: SessionRef,
-    stream: Option<Arc<str>>,
-    ack: Option<bool>,
 }
 
 /// Lines that wait to be handed over together.
@@ -170,6 +165,8 @@ impl Connection {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.lines.release();
+                    // A quiet connection holds no session open but the one it is bound to.
+                    self.named = None;
                     return Ok(Read::Empty);
                 }
                 Err(error) => {
@@ -227,52 +224,18 @@ impl Connection {
             }
             Command::SessionStart(start) => return self.start(start, &target, seq, number).await,
             Command::Flush(flush) => {
-                let identity = self.identity(&target, seq)?;
-                self.flush(flush, &identity, seq).await;
+                let identity = binding::identity(self.bound.as_ref(), &target, seq)?;
+                self.flush(flush, &identity).await;
                 return self.settle_control(seq, Event::Nothing).await;
             }
             Command::SessionEnd(end) => Event::End(end),
             Command::Message(message) => Event::Message(message),
             Command::LiveKit(event) => Event::LiveKit(event),
         };
-        let identity = self.identity(&target, seq)?;
+        let identity = binding::identity(self.bound.as_ref(), &target, seq)?;
         self.count(&event);
         self.gather(identity, Entry { seq, event }).await;
         Ok(())
-    }
-
-    /// The session a line belongs to.
-    fn identity(&self, target: &Target, seq: Option<u64>) -> Result<SessionIdentity, Refusal> {
-        let bound = self.bound.as_ref();
-        let not_bound = || {
-            Refusal {
-            code: RefusalCode::NotBound,
-            field: None,
-            message: "the line names no session and the connection is bound to none (send session_start first, or give mac_address and session_id)".into(),
-            seq,
-        }
-        };
-        let mac = target.mac.or_else(|| {
-            let same_session = |bound: &&Bound| target.session_id.as_ref().is_none_or(|id| *id == bound.identity.session_id);
-            bound.filter(same_session).map(|bound| bound.identity.mac)
-        });
-        let session_id = target.session_id.clone().or_else(|| {
-            let same_device = |bound: &&Bound| target.mac.is_none_or(|mac| mac == bound.identity.mac);
-            bound.filter(same_device).map(|bound| bound.identity.session_id.clone())
-        });
-        let (Some(mac), Some(session_id)) = (mac, session_id) else { return Err(not_bound()) };
-        let identity = SessionIdentity { mac, session_id };
-        match bound {
-            Some(bound) if seq.is_some() && bound.stream.is_some() && bound.identity != identity => Err(Refusal {
-                code: RefusalCode::BadField,
-                field: Some("session_id".into()),
-                message:
-                    "a numbered line names another session than its stream belongs to (leave out seq, or use a stream of its own)"
-                        .into(),
-                seq,
-            }),
-            _ => Ok(identity),
-        }
     }
 
     /// Books what came in.
@@ -306,17 +269,15 @@ impl Connection {
     /// A control line's number takes its place in the order of the stream.
     async fn settle_control(&mut self, seq: Option<u64>, event: Event) -> Result<(), Refusal> {
         if let Some(number) = seq {
-            match self.bound.as_ref().map(|bound| bound.identity.clone()) {
-                Some(identity) => self.gather(identity, Entry { seq, event }).await,
-                None => self.settle_unbound(number),
+            if let Some(identity) = self.bound.as_ref().map(|bound| bound.identity.clone()) {
+                self.gather(identity, Entry { seq, event }).await;
+            } else {
+                // Its ack covers the lines before it: they must have their places first.
+                self.hand_over().await;
+                self.outbox.settled(number);
             }
         }
         Ok(())
-    }
-
-    fn settle_unbound(&self, seq: u64) {
-        let ticket = self.outbox.open(seq);
-        self.outbox.settle(ticket);
     }
 
     /// Hands the gathered lines to their session.
@@ -327,7 +288,8 @@ impl Connection {
         let wants_acks = self.bound.as_ref().and_then(|bound| bound.ack).unwrap_or(true);
         let ticket = last_seq.filter(|_| wants_acks).map(|seq| self.outbox.open(seq));
         let lines = entries.len() as u64;
-        let fatal = stream.is_some() && last_seq.is_some();
+        // Acks are cumulative, so what is not taken must be the last: no ack may ever reach over it.
+        let fatal = ticket.is_some() || (stream.is_some() && last_seq.is_some());
         let (outbox, link) = (Arc::clone(&self.outbox), Arc::clone(&self.link));
         let on_settled = Box::new(move |settled| match (settled, ticket) {
             (Settled::Durable, Some(ticket)) => outbox.settle(ticket),
@@ -406,52 +368,19 @@ impl Connection {
         self.settle_control(seq, Event::Nothing).await
     }
 
-    /// Waits beside the connection until the lines before it are durable or delivered, and answers.
-    async fn flush(&mut self, flush: Flush, identity: &SessionIdentity, seq: Option<u64>) {
+    /// A flush covers the lines before it and holds up none after it: its answer is waited for beside the connection.
+    async fn flush(&mut self, flush: Flush, identity: &SessionIdentity) {
         self.hand_over().await;
-        let Flush { id, level, timeout: limit } = flush;
-        let refuse = |reason: &'static str, id: Option<String>| Reply::Flushed {
-            id,
-            delivered: 0,
-            pending: 0,
-            ok: false,
-            reason: Some(reason.into()),
-        };
         if self.flushes.len() >= MAX_FLUSHES {
-            self.outbox.say(&refuse("too many flushes are under way on this connection", id));
-            return;
+            return self.outbox.say(&flush::refusal(flush.id, 0, "too many flushes are under way on this connection"));
         }
         let Ok(session) = self.session(identity) else {
-            self.outbox.say(&refuse("too many sessions are open", id));
-            return;
+            return self.outbox.say(&flush::refusal(flush.id, 0, "too many sessions are open"));
         };
-        let _ = seq;
-        let (reply, settled) = oneshot::channel();
+        let (reply, barrier) = oneshot::channel();
         session.send(Input::Barrier { reply }).await;
         let (outbox, deliveries) = (Arc::clone(&self.outbox), self.around.deliveries.clone());
-        self.flushes.spawn(async move {
-            let deadline = Instant::now() + limit;
-            let answer = match timeout(limit, settled).await {
-                Ok(Ok(Ok(handle))) => match level {
-                    FlushLevel::Durable => Reply::Flushed { id, delivered: 0, pending: handle.pending(), ok: true, reason: None },
-                    FlushLevel::Delivered => {
-                        let outcome = deliveries.wait(handle, deadline).await;
-                        let reason = outcome.reason.map(Into::into);
-                        Reply::Flushed {
-                            id,
-                            delivered: outcome.delivered,
-                            pending: outcome.pending,
-                            ok: reason.is_none(),
-                            reason,
-                        }
-                    }
-                },
-                Ok(Ok(Err(_))) => refuse("the store takes nothing now", id),
-                Ok(Err(_)) => refuse("the daemon is stopping", id),
-                Err(_) => refuse("the time is up before the lines are durable", id),
-            };
-            outbox.say(&answer);
-        });
+        self.flushes.spawn(async move { outbox.say(&flush::answer(flush, barrier, &deliveries).await) });
     }
 
     async fn refuse(&mut self, refusal: Refusal, number: u64) {
@@ -490,7 +419,7 @@ impl Connection {
     async fn leave_session(&mut self) {
         self.named = None;
         if let Some(Bound { session, .. }) = self.bound.take() {
-            session.send(Input::ProducerLeft).await;
+            session.send_and_leave(Input::ProducerLeft).await;
         }
     }
 

@@ -70,7 +70,7 @@ impl Listener {
                             info!("connections are accepted again");
                             pause = PAUSE.0;
                         }
-                        self.welcome(stream);
+                        welcome(&self.around, &self.connections, stream);
                     }
                     Err(error) => self.back_off(&error, &mut pause, &stop).await,
                 },
@@ -78,45 +78,6 @@ impl Listener {
             }
         }
         self.drain().await;
-    }
-
-    fn welcome(&self, stream: UnixStream) {
-        let settings = self.around.settings.borrow().clone();
-        let metrics = &self.around.metrics;
-        let allowed = &settings.socket.allowed_uids;
-        if !allowed.is_empty() {
-            let uid = stream.peer_cred().map(|peer| peer.uid());
-            if !uid.as_ref().is_ok_and(|uid| allowed.contains(uid)) {
-                metrics.peers_refused.increment();
-                if metrics.peers_refused.get().is_power_of_two() {
-                    warn!(uid = ?uid.ok(), refused = metrics.peers_refused.get(), "a peer is not in socket.allowed_uids and was refused");
-                }
-                return;
-            }
-        }
-        if self.connections.len() >= settings.socket.max_connections {
-            metrics.refusals.increment(RefusalCode::TooManyConnections);
-            let mut line = Vec::new();
-            Reply::Error {
-                code: RefusalCode::TooManyConnections,
-                field: None,
-                message: "socket.max_connections is reached (come back later)".into(),
-                seq: None,
-                line: None,
-                fatal: true,
-            }
-            .encode(&mut line);
-            let _ = stream.try_write(&line);
-            return;
-        }
-        metrics.connections_total.increment();
-        metrics.connections.add(1);
-        let around = self.around.clone();
-        self.connections.spawn(async move {
-            let metrics = Arc::clone(&around.metrics);
-            Connection::new(stream, around).run().await;
-            metrics.connections.subtract(1);
-        });
     }
 
     /// Out of descriptors or memory: waiting helps, spinning does not.
@@ -137,12 +98,21 @@ impl Listener {
     }
 
     async fn drain(self) {
-        while let Ok((stream, _)) = self.accept_queued() {
-            self.welcome(stream);
-        }
         let Self { socket, path, around, connections, .. } = self;
+        // The path goes first: who still found it stands in the queue and is welcomed, who comes later finds nobody. A
+        // supervisor's path stays, and with it its queue, which the next daemon may work off as well as this one.
         drop(path);
-        drop(socket);
+        match socket.into_std() {
+            // The kernel itself is asked: the runtime may not have heard yet of who came last.
+            Ok(socket) => {
+                while let Ok((stream, _)) = socket.accept() {
+                    if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) {
+                        welcome(&around, &connections, stream);
+                    }
+                }
+            }
+            Err(error) => warn!(%error, "who was waiting to be accepted is not read any more"),
+        }
         around.draining.cancel();
         connections.close();
         if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
@@ -151,12 +121,43 @@ impl Listener {
             connections.wait().await;
         }
     }
+}
 
-    fn accept_queued(&self) -> io::Result<(UnixStream, tokio::net::unix::SocketAddr)> {
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        match self.socket.poll_accept(&mut context) {
-            std::task::Poll::Ready(result) => result,
-            std::task::Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+fn welcome(around: &Surroundings, connections: &TaskTracker, stream: UnixStream) {
+    let settings = around.settings.borrow().clone();
+    let metrics = &around.metrics;
+    let allowed = &settings.socket.allowed_uids;
+    if !allowed.is_empty() {
+        let uid = stream.peer_cred().map(|peer| peer.uid());
+        if !uid.as_ref().is_ok_and(|uid| allowed.contains(uid)) {
+            metrics.peers_refused.increment();
+            if metrics.peers_refused.get().is_power_of_two() {
+                warn!(uid = ?uid.ok(), refused = metrics.peers_refused.get(), "a peer is not in socket.allowed_uids and was refused");
+            }
+            return;
         }
     }
+    if connections.len() >= settings.socket.max_connections {
+        metrics.refusals.increment(RefusalCode::TooManyConnections);
+        let mut line = Vec::new();
+        Reply::Error {
+            code: RefusalCode::TooManyConnections,
+            field: None,
+            message: "socket.max_connections is reached (come back later)".into(),
+            seq: None,
+            line: None,
+            fatal: true,
+        }
+        .encode(&mut line);
+        let _ = stream.try_write(&line);
+        return;
+    }
+    metrics.connections_total.increment();
+    metrics.connections.add(1);
+    let around = around.clone();
+    connections.spawn(async move {
+        let metrics = Arc::clone(&around.metrics);
+        Connection::new(stream, around).run().await;
+        metrics.connections.subtract(1);
+    });
 }

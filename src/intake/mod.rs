@@ -6,7 +6,9 @@
 //! Refuses: to wait for a client, to buffer a line longer than `socket.max_line_bytes`, to replace a live socket.
 //! Run by `daemon`; hands events to `session` and asks `upload` about deliveries.
 
+mod binding;
 pub mod connection;
+mod flush;
 pub mod lines;
 pub mod listener;
 pub mod outbox;

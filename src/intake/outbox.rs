@@ -82,6 +82,20 @@ impl Outbox {
         if let Some(line) = inner.open.get_mut(place) {
             line.1 = true;
         }
+        self.ack_what_is_settled(inner);
+    }
+
+    /// A line that is settled as it is read: its place follows the open ones. A run of such lines takes one place.
+    pub fn settled(&self, seq: u64) {
+        let mut inner = self.inner();
+        match inner.open.back_mut() {
+            Some(last) if last.1 => last.0 = seq,
+            _ => inner.open.push_back((seq, true)),
+        }
+        self.ack_what_is_settled(inner);
+    }
+
+    fn ack_what_is_settled(&self, mut inner: MutexGuard<'_, Inner>) {
         let mut acked = None;
         while let Some(&(seq, true)) = inner.open.front() {
             inner.open.pop_front();
@@ -173,6 +187,21 @@ mod tests {
         outbox.settle(third);
         assert_eq!(acked(&outbox), Some(7));
         assert!(outbox.inner().open.is_empty());
+    }
+
+    #[test]
+    fn lines_settled_at_once_wait_for_the_open_ones_in_one_place() {
+        let outbox = Outbox::new(Arc::default());
+        let first = outbox.open(1);
+        for seq in 2..1_000 {
+            outbox.settled(seq);
+        }
+        assert_eq!((acked(&outbox), outbox.inner().open.len()), (None, 2));
+        let later = outbox.open(1_000);
+        outbox.settle(first);
+        assert_eq!(acked(&outbox), Some(999));
+        outbox.settle(later);
+        assert_eq!(acked(&outbox), Some(1_000));
     }
 
     #[test]

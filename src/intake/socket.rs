@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
 
 use crate::config::SocketSettings;
 
@@ -109,6 +110,9 @@ impl ServerSocket {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(|error| system("make a socket for", path, error.into()))?;
+        // The path is born with the mode of the descriptor, less the umask: never wider than asked for, not even for the
+        // moment until the exact mode is set.
+        fchmod(&fd, Mode::from_bits_truncate(mode & 0o600)).map_err(|error| system("set the mode of", path, error.into()))?;
         bind(fd.as_raw_fd(), &address).map_err(|error| ListenError::System {
             verb: "bind",
             path: path.to_owned(),
@@ -224,18 +228,24 @@ fn clear(path: &Path) -> Result<(), ListenError> {
     if !metadata.file_type().is_socket() {
         return Err(ListenError::NotASocket(path.to_owned()));
     }
-    match StdStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|source| system("remove the stale socket", path, source))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(system("connect to the existing", path, error)),
-        Ok(_) | Err(_) => Err(ListenError::Live(path.to_owned())),
+    // Without blocking: a daemon that hangs with a full queue is alive, too.
+    let answer = UnixAddr::new(path).and_then(|address| {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(fd.as_raw_fd(), &address)
+    });
+    match answer {
+        Err(nix::Error::ECONNREFUSED) => fs::remove_file(path).map_err(|source| system("remove the stale socket", path, source)),
+        Err(nix::Error::ENOENT) => Ok(()),
+        Err(error @ nix::Error::EACCES) => Err(system("connect to the existing", path, error.into())),
+        Ok(()) | Err(_) => Err(ListenError::Live(path.to_owned())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream as StdStream;
+
     use super::*;
 
     #[test]

@@ -240,7 +240,7 @@ metrics! {
     pub received: Counter,
     /// What of it did not become a message.
     pub skipped: Family<Skip>,
-    /// Messages pending when the daemon started.
+    /// Messages pending when the daemon started, and those that a salvage while it ran made pending once more.
     pub pending_at_start: Counter,
     /// Transcripts held when the daemon started.
     pub held_at_start: Counter,

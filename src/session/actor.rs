@@ -99,7 +99,7 @@ pub enum Input {
     /// Tells when everything handed over before is settled, and names the session for a wait for its delivery.
     Barrier {
         /// The answer; dropped unsent when the daemon stops first.
-        reply: oneshot::Sender<Result<Arc<SessionHandle>, Settled>>,
+        reply: oneshot::Sender<Reached>,
     },
     /// A producer's connection is gone: idle time starts now.
     ProducerLeft,
@@ -107,6 +107,18 @@ pub enum Input {
     EndIfUntouched,
     /// Work off what is there, then leave without ending the session.
     Stop,
+}
+
+/// What is said at a barrier: everything before it is durable, and of this session; or that will take long.
+pub type Reached = Result<Arc<SessionHandle>, Unsettled>;
+
+/// What was handed over cannot be durable soon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unsettled {
+    /// Messages of the session that are to be delivered.
+    pub pending: u64,
+    /// Why.
+    pub reason: &'static str,
 }
 
 /// Why a stream could not be bound.
@@ -121,7 +133,7 @@ pub enum BindRefused {
 pub(super) struct Actor {
     context: Arc<Context>,
     identity: SessionIdentity,
-    inbox: mpsc::Receiver<Input>,
+    inbox: mpsc::Receiver<Box<Input>>,
     memory: Option<Memory>,
     /// The framework closed its session: held transcripts are emitted after the idle time even if the connection stays.
     framework_closed: bool,
@@ -129,7 +141,7 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(context: Arc<Context>, identity: SessionIdentity, inbox: mpsc::Receiver<Input>) -> Self {
+    pub(super) fn new(context: Arc<Context>, identity: SessionIdentity, inbox: mpsc::Receiver<Box<Input>>) -> Self {
         Self { context, identity, inbox, memory: None, framework_closed: false, taken_anything: false }
     }
 
@@ -140,20 +152,21 @@ impl Actor {
             tokio::select! {
                 input = self.inbox.recv() => {
                     let Some(input) = input else { return };
-                    match input {
-                        Input::Batch(batch) => self.take(batch).await,
+                    // The work is boxed: an actor that waits is small, and nearly all of them wait.
+                    match *input {
+                        Input::Batch(batch) => Box::pin(self.take(batch)).await,
                         Input::Start { start, recorded, reply } => {
-                            let _ = reply.send(self.start(start, recorded).await);
+                            let _ = reply.send(Box::pin(self.start(start, recorded)).await);
                         }
-                        Input::Barrier { reply } => self.barrier(reply).await,
+                        Input::Barrier { reply } => Box::pin(self.barrier(reply)).await,
                         Input::ProducerLeft => {}
                         Input::EndIfUntouched => {
-                            if !self.taken_anything && !self.context.has_users(&self.identity) && self.end_idle().await {
+                            if !self.taken_anything && !self.context.has_users(&self.identity) && Box::pin(self.end_idle()).await {
                                 return;
                             }
                         }
                         Input::Stop => {
-                            self.work_off().await;
+                            Box::pin(self.work_off()).await;
                             return;
                         }
                     }
@@ -163,7 +176,7 @@ impl Actor {
                     idle.as_mut().reset(self.idle_deadline());
                 }
                 () = idle.as_mut() => {
-                    if self.end_idle().await {
+                    if Box::pin(self.end_idle()).await {
                         return;
                     }
                     idle.as_mut().reset(self.idle_deadline());
@@ -183,7 +196,7 @@ impl Actor {
     /// What was handed over before the stop is still taken.
     async fn work_off(&mut self) {
         while let Ok(input) = self.inbox.try_recv() {
-            match input {
+            match *input {
                 Input::Batch(batch) => self.take(batch).await,
                 Input::Barrier { reply } => self.barrier(reply).await,
                 Input::Start { .. } | Input::ProducerLeft | Input::EndIfUntouched | Input::Stop => {}
@@ -245,18 +258,23 @@ impl Actor {
     }
 
     /// Answers when all earlier writes are settled: by an empty write that follows them through the store's queue.
-    async fn barrier(&mut self, reply: oneshot::Sender<Result<Arc<SessionHandle>, Settled>>) {
+    async fn barrier(&mut self, reply: oneshot::Sender<Reached>) {
         let store = self.context.store.clone();
         let Ok(memory) = self.memory().await else {
-            let _ = reply.send(Err(Settled::Overloaded));
+            let _ = reply.send(Err(Unsettled { pending: 0, reason: "the session cannot be opened now" }));
             return;
         };
         let handle = Arc::clone(&memory.handle);
+        let pending = handle.pending();
+        if store.health().failing.is_some() {
+            let _ = reply.send(Err(Unsettled { pending, reason: "the store cannot be written" }));
+            return;
+        }
         let mut draft = Draft::new(wall_clock());
         draft.on_settled = Some(Box::new(move |settled| {
             let _ = reply.send(match settled {
                 Settled::Durable => Ok(handle),
-                Settled::Overloaded => Err(Settled::Overloaded),
+                Settled::Overloaded => Err(Unsettled { pending, reason: "the store is full" }),
             });
         }));
         let write = draft.into_write(memory);

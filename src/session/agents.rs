@@ -57,12 +57,18 @@ impl AgentDirectory {
 impl AgentLookups {
     /// Answers questions until all actors are gone. `api` is `None` while no URL is configured; `gate_open` tells
     /// whether the server is worth asking.
-    pub async fn run(mut self, store: Store, api: watch::Receiver<Option<ManagerApi>>, mut gate_open: watch::Receiver<bool>) {
+    pub async fn run(mut self, store: Store, mut api: watch::Receiver<Option<ManagerApi>>, mut gate_open: watch::Receiver<bool>) {
         let mut known: HashMap<MacAddress, Option<String>> = HashMap::new();
         let mut has_endpoint = true;
         while let Some(question) = self.questions.recv().await {
             if gate_open.wait_for(|open| *open).await.is_err() {
                 return;
+            }
+            // Another server, perhaps: what the last one said does not count.
+            if api.has_changed().unwrap_or(false) {
+                api.mark_unchanged();
+                known.clear();
+                has_endpoint = true;
             }
             // Gone and delivered: nobody waits for its agent any more.
             let Some(handle) = question.upgrade() else { continue };

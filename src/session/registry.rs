@@ -17,6 +17,9 @@ use crate::store::{Store, StoreError};
 /// Batches an actor's inbox holds before its producers wait.
 const INBOX_BATCHES: usize = 8;
 
+/// When the sessions of an earlier run are looked at again while `session.max_open` is reached.
+const WHEN_FULL: Duration = Duration::from_secs(1);
+
 /// Sessions read per page at start.
 const PAGE: usize = 500;
 
@@ -25,9 +28,10 @@ const PAGE: usize = 500;
 #[error("too many sessions are open (session.max_open)")]
 pub struct TooManySessions;
 
-/// A way to an actor. Whoever holds one keeps the actor from leaving.
+/// A way to an actor. Whoever holds one keeps the actor from leaving. Its items are boxed: a channel has room for 32 of
+/// them from its first one on, and ten thousand sessions have ten thousand channels.
 #[derive(Clone)]
-pub struct SessionRef(Arc<mpsc::Sender<Input>>);
+pub struct SessionRef(Arc<mpsc::Sender<Box<Input>>>);
 
 impl SessionRef {
     /// Hands something to the actor; waits while its inbox is full. `false` when the daemon is stopping and the actor
@@ -36,7 +40,17 @@ impl SessionRef {
     /// # Cancel safety
     /// The input is either handed over or dropped.
     pub async fn send(&self, input: Input) -> bool {
-        self.0.send(input).await.is_ok()
+        self.0.send(Box::new(input)).await.is_ok()
+    }
+
+    /// Hands over the last input of this holder, who has let go when the actor sees it: an actor that asks whether
+    /// anybody holds on to it must not count the one who just said goodbye.
+    pub(crate) async fn send_and_leave(self, input: Input) {
+        let sender = mpsc::Sender::clone(&self.0);
+        if let Ok(room) = sender.reserve_owned().await {
+            drop(self);
+            room.send(Box::new(input));
+        }
     }
 }
 
@@ -56,7 +70,7 @@ impl Context {
 
     /// Takes the actor out of the registry if nobody could still send to it: nobody else holds its [`SessionRef`]
     /// (new ones are only made under the same lock) and its inbox is empty.
-    pub(super) fn leave(&self, identity: &SessionIdentity, inbox: &mpsc::Receiver<Input>) -> bool {
+    pub(super) fn leave(&self, identity: &SessionIdentity, inbox: &mpsc::Receiver<Box<Input>>) -> bool {
         let mut sessions = self.sessions();
         let alone = sessions.get(identity).is_none_or(|session| Arc::strong_count(&session.0) == 1);
         if alone && inbox.is_empty() {
@@ -123,8 +137,12 @@ impl Registry {
             let Some((last, _)) = page.last() else { return Ok(()) };
             after = Some(*last);
             for (_, identity) in page {
-                if let Ok(session) = self.session(&identity) {
-                    session.send(Input::EndIfUntouched).await;
+                loop {
+                    if let Ok(session) = self.session(&identity) {
+                        session.send_and_leave(Input::EndIfUntouched).await;
+                        break;
+                    }
+                    tokio::time::sleep(WHEN_FULL).await;
                 }
             }
         }

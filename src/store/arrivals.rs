@@ -2,6 +2,7 @@
 //! sessions, whatever the uploader does meanwhile.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -13,6 +14,8 @@ use super::types::{Arrival, SessionHandle, SessionKey};
 #[derive(Debug, Default)]
 pub struct Arrivals {
     entries: Mutex<HashMap<SessionKey, Arrival>>,
+    /// The database was salvaged: sessions may stand in it that nobody could read before.
+    rebuilt: AtomicBool,
     changed: Notify,
 }
 
@@ -24,7 +27,8 @@ impl Arrivals {
     pub async fn changed(&self) {
         loop {
             let notified = self.changed.notified();
-            if !self.entries.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            let nothing_new = self.entries.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            if !nothing_new || self.rebuilt.load(Ordering::Acquire) {
                 return;
             }
             notified.await;
@@ -36,6 +40,18 @@ impl Arrivals {
     pub fn take(&self) -> Vec<Arrival> {
         let entries = std::mem::take(&mut *self.entries.lock().unwrap_or_else(PoisonError::into_inner));
         entries.into_values().collect()
+    }
+
+    /// Whether the store was salvaged since this was last asked: then the backlog is to be looked through again.
+    #[must_use]
+    pub fn take_rebuilt(&self) -> bool {
+        self.rebuilt.swap(false, Ordering::AcqRel)
+    }
+
+    /// Notes that the store was salvaged while the daemon runs.
+    pub(super) fn note_rebuilt(&self) {
+        self.rebuilt.store(true, Ordering::Release);
+        self.changed.notify_one();
     }
 
     /// Notes what the writer has accepted, in the order it was accepted.
@@ -88,5 +104,14 @@ mod tests {
         assert_eq!(taken.len(), 1);
         assert_eq!((taken[0].messages, taken[0].ended), (5, Some(false)));
         assert!(arrivals.take().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_salvage_is_news_once() {
+        let arrivals = Arrivals::default();
+        assert!(!arrivals.take_rebuilt());
+        arrivals.note_rebuilt();
+        arrivals.changed().await;
+        assert!(arrivals.take_rebuilt() && !arrivals.take_rebuilt());
     }
 }

@@ -46,8 +46,8 @@ pub(super) struct Episode {
 }
 
 impl Episode {
-    pub(super) const fn next_try(&self) -> Instant {
-        self.next_try
+    pub(super) fn next_try(&self) -> Instant {
+        if self.repair.is_under_way() { self.next_try.min(Instant::now() + FIRST_PAUSE) } else { self.next_try }
     }
 
     fn postpone(&mut self) {
@@ -248,8 +248,8 @@ impl Writer {
             advance.waiters.clear();
         }
         let (bytes, messages) = {
-            let shelf = self.shared.shelf();
-            (shelf.bytes() as u64, shelf.messages())
+            let stand = self.shared.shelf();
+            (stand.bytes() as u64, stand.messages())
         };
         self.shared.metrics.shelf_bytes.set(bytes);
         let mut health = self.shared.health();
@@ -349,9 +349,13 @@ fn attempt(shared: &std::sync::Arc<Shared>, episode: &mut Episode, next: &mut Ne
     }
     match open::open(&shared.files, shared.durability)? {
         Opening::Ready(connection) => {
+            let rebuilt = matches!(episode.repair, Repair::InPlace);
             super::repair::restore_living(shared, &connection, next, &mut episode.repair)
                 .map_err(StoreError::database("restore", &shared.files.database))?;
             shared.readers.put_in_place();
+            if rebuilt {
+                shared.arrivals.note_rebuilt();
+            }
             Ok(Some(connection))
         }
         Opening::Damaged(cause) => {

@@ -138,7 +138,7 @@ impl Store {
     }
 
     /// The messages of a session after its cursor, in order: at most `limit`, and no more than `max_bytes` of text and
-    /// audio (but at least one). Rows to pass over ([`Disposition`]) are among them.
+    /// audio (but at least one). Rows to pass over ([`super::Disposition`]) are among them.
     ///
     /// # Errors
     /// When rows that may be there cannot be read: the session is held.
@@ -279,7 +279,13 @@ impl Store {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn snapshot(&self, key: SessionKey) -> Result<Option<SessionSnapshot>, StoreError> {
-        self.shared().readers.spawn(move |connection| reads::snapshot(connection, key)).await
+        let overlay = self.shared().shelf().overlay(key);
+        let stored = self.shared().readers.spawn(move |connection| reads::snapshot(connection, key)).await;
+        match stored {
+            // A session of the shelf alone needs no database to be shown.
+            Err(_) if overlay.created.is_some() => Ok(record::lay_over(None, overlay)),
+            stored => Ok(record::lay_over(stored?, overlay)),
+        }
     }
 
     /// A page of a session's messages with their states: at most `limit` after the row `after`; empty at the end.

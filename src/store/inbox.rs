@@ -79,8 +79,19 @@ struct State {
     jobs: VecDeque<(Job, u32)>,
     coalesced: Taken,
     poked: bool,
-    closing: bool,
-    closed: bool,
+    phase: Phase,
+    /// The writer waits: a wake-up, which is a system call, is worth it.
+    sleeping: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    #[default]
+    Open,
+    /// What is queued is still done.
+    Closing,
+    /// The writer is gone.
+    Closed,
 }
 
 impl SessionWrite {
@@ -124,6 +135,14 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let sleeping = std::mem::take(&mut state.sleeping);
+        drop(state);
+        if sleeping {
+            self.wake.notify_one();
+        }
+    }
+
     /// Queues a job; waits for room. Answers it itself when the store is closed.
     pub(super) async fn push(&self, job: Job) {
         let weight = job.weight();
@@ -133,20 +152,19 @@ impl Inbox {
             Err(_) => return job.abandon(),
         }
         let mut state = self.state();
-        if state.closing {
+        if state.phase != Phase::Open {
             drop(state);
             return job.abandon();
         }
         state.jobs.push_back((job, weight));
-        drop(state);
-        self.wake.notify_one();
+        self.wake(state);
     }
 
     /// Queues the newest cursor of a session.
     pub(super) fn advance(&self, handle: &Arc<SessionHandle>, rejected: Vec<(RowId, Rejection)>) -> oneshot::Receiver<()> {
         let (waiter, committed) = oneshot::channel();
         let mut state = self.state();
-        if !state.closed {
+        if state.phase != Phase::Closed {
             let advance = state.coalesced.advances.entry(handle.key).or_insert_with(|| Advance {
                 handle: Arc::clone(handle),
                 rejected: Vec::new(),
@@ -155,52 +173,54 @@ impl Inbox {
             advance.rejected.extend(rejected);
             advance.waiters.push(waiter);
         }
-        drop(state);
-        self.wake.notify_one();
+        self.wake(state);
         committed
     }
 
     /// Queues what is known of a waiting device; `None`: it no longer waits.
     pub(super) fn device(&self, mac: MacAddress, device: Option<WaitingDevice>) {
-        self.state().coalesced.devices.insert(mac, device);
-        self.wake.notify_one();
+        let mut state = self.state();
+        state.coalesced.devices.insert(mac, device);
+        self.wake(state);
     }
 
     /// Answers when the writer has gone round its loop.
     pub(super) fn heartbeat(&self) -> oneshot::Receiver<()> {
         let (beat, beaten) = oneshot::channel();
         let mut state = self.state();
-        if !state.closed {
+        if state.phase != Phase::Closed {
             state.coalesced.heartbeats.push(beat);
         }
-        drop(state);
-        self.wake.notify_one();
+        self.wake(state);
         beaten
     }
 
     /// Tells that the database of this generation is damaged.
     pub(super) fn report_damage(&self, generation: u64, cause: String) {
-        self.state().coalesced.damage = Some((generation, cause));
-        self.wake.notify_one();
+        let mut state = self.state();
+        state.coalesced.damage = Some((generation, cause));
+        self.wake(state);
     }
 
     /// Makes the writer go round its loop.
     pub(super) fn poke(&self) {
-        self.state().poked = true;
-        self.wake.notify_one();
+        let mut state = self.state();
+        state.poked = true;
+        self.wake(state);
     }
 
     /// No job is accepted from now on; what is queued is done, then the writer ends.
     pub(super) fn close(&self) {
-        self.state().closing = true;
+        let mut state = self.state();
+        state.phase = state.phase.max(Phase::Closing);
         self.room.close();
-        self.wake.notify_one();
+        self.wake(state);
     }
 
     /// The writer is gone: answers what came too late.
     pub(super) fn finish(&self) {
         let mut state = self.state();
-        (state.closing, state.closed) = (true, true);
+        state.phase = Phase::Closed;
         let jobs = std::mem::take(&mut state.jobs);
         let coalesced = std::mem::take(&mut state.coalesced);
         drop(state);
@@ -219,8 +239,10 @@ impl Inbox {
             if left.is_zero() {
                 break;
             }
+            state.sleeping = true;
             state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        state.sleeping = false;
         state.poked = false;
         let mut taken = std::mem::take(&mut state.coalesced);
         let (mut bytes, mut freed) = (0, 0);
@@ -233,7 +255,7 @@ impl Inbox {
             freed += weight;
             taken.jobs.extend(state.jobs.pop_front().map(|(job, _)| job));
         }
-        taken.last = state.closing && state.jobs.is_empty();
+        taken.last = state.phase != Phase::Open && state.jobs.is_empty();
         drop(state);
         self.room.add_permits(freed);
         taken
@@ -244,7 +266,7 @@ impl State {
     fn is_due(&self) -> bool {
         let coalesced = &self.coalesced;
         self.poked
-            || self.closing
+            || self.phase != Phase::Open
             || !self.jobs.is_empty()
             || !coalesced.advances.is_empty()
             || !coalesced.devices.is_empty()

@@ -2,7 +2,8 @@
 
 use uuid::Uuid;
 
-use super::types::{NewMessage, RowId, SessionKey};
+use super::shelf::Overlay;
+use super::types::{Lifecycle, NewMessage, RowId, SessionKey};
 use crate::protocol::{ChatType, SessionIdentity, UnixMillis};
 
 /// The row of a session, for backups and transcripts.
@@ -48,7 +49,7 @@ pub enum MessageState {
     Delivered,
     /// It will never be delivered; the reason and the server's last word as the store holds them.
     Rejected {
-        /// [`RejectReason::as_str`].
+        /// [`super::RejectReason::as_str`].
         reason: String,
         /// The server's last word.
         answer: Option<String>,
@@ -86,6 +87,41 @@ pub struct TranscriptMessage {
     pub extra: Option<String>,
     /// What became of it.
     pub state: MessageState,
+}
+
+/// Lays what is on the shelf over the row of a session, or makes the row of one that was created there.
+pub(super) fn lay_over(stored: Option<SessionSnapshot>, shelf: Overlay) -> Option<SessionSnapshot> {
+    let created = shelf.created.map(|(handle, started)| SessionSnapshot {
+        key: handle.key,
+        identity: handle.identity.clone(),
+        agent_id: None,
+        client: None,
+        started,
+        ended: None,
+        end_reason: None,
+        producer_dropped: 0,
+        held: Vec::new(),
+    });
+    let mut session = stored.or(created)?;
+    if let Some(agent) = shelf.agent {
+        session.agent_id = agent.0;
+    }
+    match shelf.lifecycle {
+        Some((Lifecycle::Started { client, .. }, _)) => {
+            (session.ended, session.end_reason) = (None, None);
+            session.client = client.or(session.client);
+        }
+        Some((Lifecycle::Ended { reason, dropped }, at)) => {
+            (session.ended, session.end_reason) = (Some(at), reason);
+            session.producer_dropped += dropped;
+        }
+        None => {}
+    }
+    session.held.retain(|held| !shelf.released.contains(&held.uuid));
+    let known: Vec<Uuid> = session.held.iter().map(|held| held.uuid).collect();
+    let held = shelf.held.into_iter().filter(|held| !known.contains(&held.uuid));
+    session.held.extend(held.map(|held| HeldTranscriptRecord { uuid: held.uuid, text: held.text, time: held.time }));
+    Some(session)
 }
 
 /// A message that stands on the shelf.

@@ -19,7 +19,7 @@ use super::open::{self, Opening};
 use super::rows;
 use super::salvage::{DamagedFiles, SalvageReport, salvage};
 use super::shared::Shared;
-use super::types::RowId;
+use super::types::{RejectReason, RowId};
 use super::writer::{NextIds, wall_clock};
 use crate::config::Durability;
 use crate::observe::Metrics;
@@ -190,11 +190,22 @@ pub(super) fn restore_living(
     if let Some(found) = NextIds::read(connection)? {
         *next = next.at_least(found);
     }
-    let living = shared.directory.living();
+    // The uploader goes on meanwhile and counts down what it delivers: the counts are corrected, never set.
+    let metrics = &shared.metrics;
+    let (pending_before, held_before) = (metrics.pending.get(), metrics.held.get());
+    let living: Vec<_> = shared
+        .directory
+        .living()
+        .into_iter()
+        .map(|handle| {
+            let (pending, cursor) = (handle.pending(), handle.cursor().row);
+            (handle, pending, cursor)
+        })
+        .collect();
     let now = wall_clock();
     in_transaction(connection, || {
         let applier = Applier::new(connection)?;
-        for handle in &living {
+        for (handle, ..) in &living {
             applier.create_session(handle.key, &handle.identity, now)?;
             if handle.cursor().row > RowId(0) {
                 let advance = Advance { handle: Arc::clone(handle), rejected: Vec::new(), waiters: Vec::new() };
@@ -204,15 +215,23 @@ pub(super) fn restore_living(
         applier.finish()
     })?;
     let mut shelved_total = 0;
-    for handle in &living {
-        let after = handle.cursor().row;
-        let shelved = shared.shelf().undelivered(handle.key, after);
+    for (handle, before, after) in &living {
+        let shelved = shared.shelf().undelivered(handle.key, *after);
         shelved_total += shelved;
         handle.set_stored(rows::newest(connection, handle.key)?);
-        handle.set_pending(rows::count_after(connection, handle.key, after)? + shelved);
+        let found = rows::count_after(connection, handle.key, *after)? + shelved;
+        handle.add_pending(found.saturating_sub(*before));
+        handle.remove_pending(before.saturating_sub(found));
     }
-    shared.metrics.pending.set(super::reads::pending_count(connection)? + shelved_total);
-    shared.metrics.held.set(super::reads::held_count(connection)? + shared.shelf().held_balance());
+    let pending = super::reads::pending_count(connection)? + shelved_total;
+    let held = super::reads::held_count(connection)? + shared.shelf().held_balance();
+    metrics.pending.add(pending.saturating_sub(pending_before));
+    metrics.pending.subtract(pending_before.saturating_sub(pending));
+    metrics.held.set(held);
+    // What the damage took was counted as pending or held; what it made pending again (its cursor is lost) was not.
+    let (before, after) = (pending_before + held_before, pending + held);
+    metrics.rejected.add(RejectReason::Damaged, before.saturating_sub(after));
+    metrics.pending_at_start.add(after.saturating_sub(before));
     *repair = Repair::None;
     Ok(())
 }

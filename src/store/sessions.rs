@@ -68,6 +68,7 @@ pub(super) fn load(
 
 /// Lays what is on the shelf over what the database knows.
 pub(super) fn overlay(opened: &mut OpenedSession, shelf: Overlay) {
+    opened.was_ended = shelf.ended().unwrap_or(opened.was_ended);
     opened.held.retain(|held| !shelf.released.contains(&held.uuid));
     let known: Vec<_> = opened.held.iter().map(|held| held.uuid).collect();
     opened.held.extend(shelf.held.into_iter().filter(|held| !known.contains(&held.uuid)));
@@ -75,7 +76,6 @@ pub(super) fn overlay(opened: &mut OpenedSession, shelf: Overlay) {
     if let Some(agent) = shelf.agent {
         opened.agent_id = agent.0;
     }
-    opened.was_ended = shelf.ended.unwrap_or(opened.was_ended);
 }
 
 /// Gives sessions with a backlog their handles. A reader has counted them; what came since then is added.

@@ -99,7 +99,16 @@ pub(super) struct Overlay {
     pub(super) held: Vec<HeldTranscript>,
     pub(super) released: Vec<uuid::Uuid>,
     pub(super) agent: Option<Agent>,
-    pub(super) ended: Option<bool>,
+    /// The last start or end, and when.
+    pub(super) lifecycle: Option<(Lifecycle, UnixMillis)>,
+    /// Handle and time, when the session was created here.
+    pub(super) created: Option<(Arc<SessionHandle>, UnixMillis)>,
+}
+
+impl Overlay {
+    pub(super) fn ended(&self) -> Option<bool> {
+        self.lifecycle.as_ref().map(|(lifecycle, _)| matches!(lifecycle, Lifecycle::Ended { .. }))
+    }
 }
 
 impl Shelf {
@@ -260,18 +269,15 @@ impl Shelf {
                     overlay.held.extend(write.hold.iter().cloned());
                     overlay.held.retain(|held| !write.release.contains(&held.uuid));
                     overlay.released.extend(&write.release);
-                    match &write.lifecycle {
-                        Some(Lifecycle::Started { agent_id, .. }) => {
-                            overlay.ended = Some(false);
-                            if agent_id.is_some() {
-                                overlay.agent = Some(Agent(agent_id.clone()));
-                            }
-                        }
-                        Some(Lifecycle::Ended { .. }) => overlay.ended = Some(true),
-                        None => {}
+                    if let Some(Lifecycle::Started { agent_id: Some(agent_id), .. }) = &write.lifecycle {
+                        overlay.agent = Some(Agent(Some(agent_id.clone())));
+                    }
+                    if let Some(lifecycle) = &write.lifecycle {
+                        overlay.lifecycle = Some((lifecycle.clone(), write.recorded));
                     }
                 }
-                Shelved::Create { .. } | Shelved::Stream { .. } => {}
+                Shelved::Create { handle, now } => overlay.created = Some((Arc::clone(handle), *now)),
+                Shelved::Stream { .. } => {}
             }
         }
         overlay

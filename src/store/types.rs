@@ -79,10 +79,6 @@ impl SessionHandle {
         self.stored.fetch_max(newest.0, Ordering::AcqRel);
     }
 
-    pub(super) fn set_pending(&self, count: u64) {
-        self.pending.store(count, Ordering::Relaxed);
-    }
-
     pub(super) fn add_pending(&self, count: u64) {
         self.pending.fetch_add(count, Ordering::Relaxed);
     }

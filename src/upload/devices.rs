@@ -30,7 +30,7 @@ pub(super) enum Admission {
     Free,
     /// One message of it tries whether the device is registered by now.
     Trial,
-    /// As [`Self::Trial`], but the hold is over: what was waiting that long is rejected first.
+    /// As [`Self::Trial`], but the hold is over: refused once more, what waits for that long is rejected.
     HoldIsOver,
     /// It waits: it is parked here and to be parked in the queue.
     Parked,
@@ -53,6 +53,11 @@ impl Devices {
 
     pub(super) fn is_waiting(&self, mac: MacAddress) -> bool {
         self.waiting.contains_key(&mac)
+    }
+
+    /// Whether a message of a waiting device may try now.
+    pub(super) fn is_trying(&self, mac: MacAddress) -> bool {
+        self.waiting.get(&mac).is_some_and(|device| device.trying)
     }
 
     /// Devices with sessions that wait.
@@ -136,6 +141,25 @@ mod tests {
         assert_eq!(devices.admit(key(1), MAC, RETRY, HOLD), Admission::Trial);
         assert_eq!(devices.registered(MAC), Some(vec![key(2), key(3)]));
         assert!(!devices.is_waiting(MAC));
+    }
+
+    #[test]
+    fn a_device_whose_hold_is_over_goes_on_being_asked_about() {
+        let (mut devices, now) = (Devices::default(), Instant::now());
+        for _ in 0..3 {
+            devices.unregistered(SessionKey(1), MAC, UnixMillis(5), now + RETRY);
+            devices.next_trial(MAC);
+        }
+        // All its sessions were given up: the next message that comes may try.
+        assert!(devices.is_trying(MAC));
+        assert_eq!(devices.count(), 0);
+        assert_eq!(devices.admit(SessionKey(2), MAC, RETRY, HOLD), Admission::HoldIsOver);
+        devices.unregistered(SessionKey(2), MAC, UnixMillis(5), now + RETRY);
+        assert!(!devices.is_trying(MAC));
+        assert_eq!(devices.admit(SessionKey(3), MAC, RETRY, HOLD), Admission::Parked);
+        assert_eq!((devices.next_trial(MAC), devices.next_trial(MAC)), (Some(SessionKey(2)), Some(SessionKey(3))));
+        assert_eq!(devices.registered(MAC), Some(Vec::new()));
+        assert_eq!(devices.admit(SessionKey(3), MAC, RETRY, HOLD), Admission::Free);
     }
 
     #[test]

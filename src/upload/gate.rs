@@ -1,10 +1,11 @@
 //! The gate: whether reports may be sent at all, how many sessions at once, and when to knock while it is closed.
 //!
 //! Pure: it is given instants and random numbers. While it is closed nothing is dropped and one probe at a time knocks,
-//! with backoff and jitter (on the first one, too, so that a fleet does not knock in step). After it opens, concurrency
-//! grows one by one while answers are good and halves on trouble.
+//! with backoff and jitter (on the first one, too, so that a fleet does not knock in step). Only the answer to a knock
+//! opens it or sets the time of the next: what comes back from reports that were under way when it closed is old news.
+//! After it opens, concurrency grows one by one while answers are good and halves on trouble.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::backoff::Backoff;
 use crate::store::SessionKey;
@@ -69,8 +70,17 @@ pub enum Change {
 struct Shut {
     why: Closed,
     since: Instant,
-    next_probe: Instant,
-    probing: bool,
+    knock: Knock,
+    /// Something changed while a knock was under way: when it fails, the next follows at once.
+    hurry: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Knock {
+    At(Instant),
+    UnderWay,
+    /// It came back, and its answer is being judged.
+    Answered,
 }
 
 /// The gate.
@@ -118,13 +128,13 @@ impl Gate {
     /// When to knock next; `None` while open or while a probe is under way.
     #[must_use]
     pub fn next_probe(&self) -> Option<Instant> {
-        self.shut.as_ref().filter(|shut| !shut.probing).map(|shut| shut.next_probe)
+        self.shut.as_ref().and_then(|shut| if let Knock::At(at) = shut.knock { Some(at) } else { None })
     }
 
     /// The probe that is due, which is then under way.
     pub fn start_probe(&mut self, now: Instant) -> Option<Probe> {
-        let shut = self.shut.as_mut().filter(|shut| !shut.probing && shut.next_probe <= now)?;
-        shut.probing = true;
+        let shut = self.shut.as_mut().filter(|shut| matches!(shut.knock, Knock::At(at) if at <= now))?;
+        shut.knock = Knock::UnderWay;
         Some(match shut.why {
             Closed::Operator(_) => Probe::EmptyReport,
             Closed::Outage(_) => Probe::OldestMessage,
@@ -132,30 +142,55 @@ impl Gate {
         })
     }
 
-    /// There was nothing to knock with: tried again when there is.
-    pub fn probe_impossible(&mut self) {
-        if let Some(shut) = &mut self.shut {
-            shut.probing = false;
+    /// The probe came back. Called before its answer is told.
+    pub fn probe_over(&mut self) {
+        if let Some(shut) = self.shut.as_mut().filter(|shut| shut.knock == Knock::UnderWay) {
+            shut.knock = Knock::Answered;
+        }
+    }
+
+    /// The probe told nothing about the server, or there was nothing to knock with: again, as soon as there is.
+    pub fn probe_again(&mut self, now: Instant) {
+        if let Some(shut) = self.shut.as_mut().filter(|shut| !matches!(shut.knock, Knock::At(_))) {
+            shut.knock = Knock::At(now);
+        }
+    }
+
+    /// The probe came back and was judged: one that told nothing is repeated.
+    pub fn probe_judged(&mut self, now: Instant) {
+        if self.is_answered() {
+            self.probe_again(now);
         }
     }
 
     /// Knock at once (a new secret, new settings).
     pub fn knock_now(&mut self, now: Instant) {
         if let Some(shut) = &mut self.shut {
-            shut.next_probe = now;
+            match shut.knock {
+                Knock::At(_) => shut.knock = Knock::At(now),
+                Knock::UnderWay | Knock::Answered => shut.hurry = true,
+            }
         }
     }
 
-    /// A message was accepted.
+    /// Messages were accepted.
     pub fn accepted(&mut self) -> Change {
+        self.flowing();
+        if self.shut.is_some() {
+            if self.is_answered() {
+                self.backoff.reset();
+            }
+            return self.open();
+        }
+        self.backoff.reset();
+        self.allowed = (self.allowed + 1).min(self.concurrency);
+        Change::None
+    }
+
+    /// Messages were accepted since the failure before: failures are not in a row.
+    pub fn flowing(&mut self) {
         self.refused.clear();
         self.later_in_a_row = 0;
-        self.backoff.reset();
-        let change = self.open();
-        if change == Change::None && self.allowed < self.concurrency {
-            self.allowed += 1;
-        }
-        change
     }
 
     /// The server answered with something that is neither acceptance nor trouble.
@@ -177,166 +212,71 @@ impl Gate {
         self.later_in_a_row = 0;
         if self.refused.len() >= REFUSED_SESSIONS {
             self.refused.clear();
-            return self.close(Closed::Operator(format!("three sessions in a row were refused: {answer}")), now, random);
+            let reason = format!("three sessions in a row were refused: {answer}");
+            return self.close(Closed::Operator(reason), None, now, random);
         }
         self.open()
     }
 
     /// An attempt failed and is to be repeated. `alone`: a connection could not be made, and nothing was accepted since
-    /// that attempt began.
-    pub fn later(&mut self, reason: &str, alone: bool, now: Instant, random: f64) -> Change {
+    /// that attempt began. `wait`: the server's `Retry-After`, which the next knock honours.
+    pub fn later(&mut self, reason: &str, alone: bool, wait: Option<Duration>, now: Instant, random: f64) -> Change {
         self.later_in_a_row += 1;
         self.allowed = (self.allowed / 2).max(1);
-        let outage = self.shut.is_some() || alone || self.later_in_a_row >= 2 * self.concurrency;
-        if outage { self.close(Closed::Outage(reason.to_owned()), now, random) } else { Change::None }
+        if self.shut.is_none() {
+            let outage = alone || self.later_in_a_row >= 2 * self.concurrency;
+            return if outage { self.close(Closed::Outage(reason.to_owned()), wait, now, random) } else { Change::None };
+        }
+        if self.is_answered() {
+            return self.close(Closed::Outage(reason.to_owned()), wait, now, random);
+        }
+        // It was under way when the gate closed. Why that happened is known better; a wish to be left alone counts.
+        if let (Some(wait), Some(Shut { knock: Knock::At(at), .. })) = (wait, self.shut.as_mut()) {
+            *at = (*at).max(now + wait);
+        }
+        Change::None
     }
 
     /// An operator must act.
     pub fn operator(&mut self, reason: &str, now: Instant, random: f64) -> Change {
-        self.close(Closed::Operator(reason.to_owned()), now, random)
+        self.close(Closed::Operator(reason.to_owned()), None, now, random)
     }
 
     /// The server does not say which profile it has.
     pub fn profile_unknown(&mut self, reason: &str, now: Instant, random: f64) -> Change {
-        self.close(Closed::ProfileUnknown(reason.to_owned()), now, random)
+        self.close(Closed::ProfileUnknown(reason.to_owned()), None, now, random)
+    }
+
+    fn is_answered(&self) -> bool {
+        self.shut.as_ref().is_some_and(|shut| shut.knock == Knock::Answered)
     }
 
     fn open(&mut self) -> Change {
-        if self.shut.take().is_none() {
+        if !self.is_answered() {
             return Change::None;
         }
+        self.shut = None;
         self.allowed = 1;
         self.later_in_a_row = 0;
         Change::Opened
     }
 
-    fn close(&mut self, why: Closed, now: Instant, random: f64) -> Change {
+    fn close(&mut self, why: Closed, wait: Option<Duration>, now: Instant, random: f64) -> Change {
         let before = self.shut.take();
-        let answered_probe = before.as_ref().is_none_or(|shut| shut.probing);
-        let next_probe = match &before {
-            // Reports that were still under way when the gate closed change nothing about the next knock.
-            Some(shut) if !answered_probe => shut.next_probe,
-            _ => now + self.backoff.next_delay(None, random),
+        let knock = match &before {
+            Some(shut) if shut.knock != Knock::Answered => shut.knock,
+            Some(shut) if shut.hurry => Knock::At(now),
+            _ => Knock::At(now + self.backoff.next_delay(wait, random)),
         };
+        let hurry = before.as_ref().is_some_and(|shut| shut.hurry && shut.knock == Knock::UnderWay);
         let same = before.as_ref().is_some_and(|shut| shut.why.kind() == why.kind());
         let since = before.map_or(now, |shut| shut.since);
-        self.shut = Some(Shut { why, since, next_probe, probing: false });
+        self.shut = Some(Shut { why, since, knock, hurry });
         if same { Change::None } else { Change::Closed }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn gate() -> Gate {
-        Gate::new(4, Backoff::new(Duration::from_secs(1), Duration::from_secs(60)))
-    }
-
-    #[test]
-    fn eight_failures_in_a_row_are_an_outage_and_one_success_between_is_none() {
-        let (mut gate, now) = (gate(), Instant::now());
-        for _ in 0..7 {
-            assert_eq!(gate.later("reset", false, now, 0.5), Change::None);
-        }
-        gate.accepted();
-        for _ in 0..7 {
-            assert_eq!(gate.later("reset", false, now, 0.5), Change::None);
-        }
-        assert_eq!(gate.later("reset", false, now, 0.5), Change::Closed);
-        assert_eq!(gate.allowed(), 0);
-    }
-
-    #[test]
-    fn a_refused_connection_with_nothing_else_succeeding_closes_at_once() {
-        let (mut gate, now) = (gate(), Instant::now());
-        assert_eq!(gate.later("connection refused", true, now, 0.5), Change::Closed);
-        assert!(gate.next_probe().is_some_and(|at| at > now), "the first knock has backoff, too");
-        assert_eq!(gate.start_probe(now), None);
-    }
-
-    #[test]
-    fn one_probe_at_a_time_of_the_right_kind() {
-        let (mut gate, now) = (gate(), Instant::now());
-        gate.operator("wrong secret", now, 0.5);
-        let later = now + Duration::from_secs(3600);
-        assert_eq!(gate.start_probe(later), Some(Probe::EmptyReport));
-        assert_eq!(gate.start_probe(later), None);
-        assert_eq!(gate.later("timeout", false, later, 0.5), Change::Closed);
-        let later = later + Duration::from_secs(3600);
-        assert_eq!(gate.start_probe(later), Some(Probe::OldestMessage));
-        assert_eq!(gate.accepted(), Change::Opened);
-        gate.profile_unknown("html", later, 0.5);
-        assert_eq!(gate.start_probe(later + Duration::from_secs(3600)), Some(Probe::Profile));
-    }
-
-    #[test]
-    fn concurrency_grows_one_by_one_after_it_opened_and_halves_on_trouble() {
-        let (mut gate, now) = (gate(), Instant::now());
-        gate.operator("wrong secret", now, 0.5);
-        assert_eq!(gate.welcomed(), Change::Opened);
-        assert_eq!(gate.allowed(), 1);
-        for expected in [2, 3, 4, 4] {
-            gate.accepted();
-            assert_eq!(gate.allowed(), expected);
-        }
-        gate.later("busy", false, now, 0.5);
-        assert_eq!(gate.allowed(), 2);
-    }
-
-    #[test]
-    fn three_different_refused_sessions_close_the_gate_and_an_acceptance_between_does_not() {
-        let (mut gate, now) = (gate(), Instant::now());
-        let session = SessionKey;
-        for _ in 0..10 {
-            assert_eq!(gate.refused(session(1), "x", now, 0.5), Change::None);
-        }
-        gate.refused(session(2), "x", now, 0.5);
-        gate.accepted();
-        gate.refused(session(3), "x", now, 0.5);
-        assert_eq!(gate.refused(session(1), "x", now, 0.5), Change::None);
-        assert_eq!(gate.refused(session(2), "x", now, 0.5), Change::Closed);
-    }
-
-    #[test]
-    fn knocks_come_slower_until_something_is_accepted() {
-        let (mut gate, mut now) = (gate(), Instant::now());
-        let mut delays = Vec::new();
-        gate.later("down", true, now, 1.0);
-        for _ in 0..8 {
-            let at = gate.next_probe().unwrap();
-            delays.push(at - now);
-            now = at;
-            gate.start_probe(now).unwrap();
-            gate.later("down", true, now, 1.0);
-        }
-        assert!(delays.windows(2).all(|pair| pair[0] <= pair[1]), "{delays:?}");
-        assert_eq!(delays.last().copied(), Some(Duration::from_secs(60)));
-    }
-
-    proptest! {
-        #[test]
-        fn the_gate_never_sticks(events in prop::collection::vec(0_u8..7, 0..200)) {
-            let (mut gate, mut now) = (gate(), Instant::now());
-            for event in events {
-                now += Duration::from_secs(1);
-                match event {
-                    0 => { gate.accepted(); }
-                    1 => { gate.answered(); }
-                    2 => { gate.later("x", false, now, 0.3); }
-                    3 => { gate.later("x", true, now, 0.3); }
-                    4 => { gate.operator("x", now, 0.3); }
-                    5 => { gate.refused(SessionKey(i64::from(event)), "x", now, 0.3); }
-                    _ => { gate.start_probe(now); }
-                }
-                // Open with room, or closed with a knock to come or under way.
-                let under_way = gate.shut.as_ref().is_some_and(|shut| shut.probing);
-                prop_assert!(gate.allowed() > 0 || gate.next_probe().is_some() || under_way);
-            }
-        }
-    }
-}
+mod fleet;
+#[cfg(test)]
+mod tests;

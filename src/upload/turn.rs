@@ -27,10 +27,11 @@ const PAGE_BYTES: usize = 1024 * 1024;
 /// What turns and the scheduler share.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Messages accepted since the start, of all sessions.
+    /// Reports accepted since the start, of all sessions.
     pub accepted: AtomicU64,
-    /// The gate is closed: turns end after the report they have in flight.
-    pub closed: AtomicBool,
+    /// The gate is closed, or the server's profile must be asked for first: turns end after the report they have in
+    /// flight.
+    pub hold: AtomicBool,
 }
 
 /// What a turn needs.
@@ -53,18 +54,21 @@ pub struct Turn {
     pub limit: usize,
     /// Run although the gate is closed: to knock.
     pub knocks: bool,
-    /// Messages taken in before this are not sent any more: their device was not registered for too long.
+    /// Messages taken in before this are rejected if the server still does not know their device.
     pub expire_before: Option<UnixMillis>,
     /// The cursor commit of the session's last report, when the turn before left it open.
     pub committing: Option<Committed>,
 }
 
 /// What came of a turn.
+#[derive(Default)]
 pub struct TurnEnd {
-    /// Messages accepted.
-    pub accepted: u64,
+    /// Reports accepted: messages, or parts of them.
+    pub reports: u64,
     /// Messages accepted or rejected.
     pub passed: u64,
+    /// The server said something about a message, if only that it is invalid or of an unknown device.
+    pub answered: bool,
     /// The cursor commit still open.
     pub committing: Option<Committed>,
     /// How it ended.
@@ -72,9 +76,10 @@ pub struct TurnEnd {
 }
 
 /// How a turn ended.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Outcome {
     /// Nothing is pending.
+    #[default]
     Drained,
     /// Its share is done and there is more, or the gate closed.
     More,
@@ -107,75 +112,88 @@ impl Turn {
     /// # Cancel safety
     /// Dropped in the middle of a report, that report may have been stored; its repetition carries the same key.
     pub async fn run(mut self) -> TurnEnd {
-        let mut end = TurnEnd { accepted: 0, passed: 0, committing: None, outcome: Outcome::Drained };
-        end.outcome = self.work(&mut end.accepted, &mut end.passed).await;
+        let mut end = TurnEnd::default();
+        end.outcome = match self.work(&mut end).await {
+            Outcome::Unregistered => self.expire(&mut end).await,
+            outcome => outcome,
+        };
         end.committing = self.committing.take();
         end
     }
 
-    async fn work(&mut self, accepted: &mut u64, passed: &mut u64) -> Outcome {
+    async fn work(&mut self, end: &mut TurnEnd) -> Outcome {
         let mut left = self.limit;
         loop {
-            let page = match self.store.pending(&self.handle, left.min(TURN_MESSAGES), PAGE_BYTES).await {
+            let page = match self.page(left.min(TURN_MESSAGES)).await {
+                Ok(page) if page.is_empty() => return Outcome::Drained,
                 Ok(page) => page,
                 Err(error) => return Outcome::Unreadable(error),
             };
-            if page.is_empty() {
-                // Nobody remembers a session without pending messages: its last cursor is waited for here.
-                if let Some(committing) = self.committing.take() {
-                    committing.await;
-                }
-                return Outcome::Drained;
-            }
             for message in page {
-                if left == 0 || (!self.knocks && self.progress.closed.load(Ordering::Relaxed)) {
+                if left == 0 || (!self.knocks && self.progress.hold.load(Ordering::Relaxed)) {
                     return Outcome::More;
                 }
                 left -= 1;
-                match self.message(&message).await {
-                    Ok(true) => {
-                        *accepted += 1;
-                        *passed += 1;
-                    }
-                    Ok(false) => *passed += 1,
-                    Err(outcome) => return outcome,
+                if !self.is_passed_over(&message).await
+                    && let Err(outcome) = self.send(&message, end).await
+                {
+                    return outcome;
                 }
+                end.passed += 1;
             }
         }
     }
 
-    /// `true`: accepted; `false`: passed over or rejected.
-    async fn message(&mut self, message: &PendingMessage) -> Result<bool, Outcome> {
-        let refuse = |reason, answer| Passed::rejected(message.row, Rejection { reason, answer });
+    /// Rejects what has waited too long for a device that is still not registered.
+    async fn expire(&mut self, end: &mut TurnEnd) -> Outcome {
+        let Some(before) = self.expire_before else { return Outcome::Unregistered };
+        loop {
+            let page = match self.page(TURN_MESSAGES).await {
+                Ok(page) if page.is_empty() => return Outcome::Drained,
+                Ok(page) => page,
+                Err(error) => return Outcome::Unreadable(error),
+            };
+            for message in page {
+                if !self.is_passed_over(&message).await {
+                    if message.recorded > before {
+                        return Outcome::Unregistered;
+                    }
+                    self.reject(message.row, RejectReason::DeviceNotRegistered, None).await;
+                }
+                end.passed += 1;
+            }
+        }
+    }
+
+    /// The session's next messages.
+    async fn page(&mut self, limit: usize) -> Result<Vec<PendingMessage>, StoreError> {
+        // At least one is asked for: whether there is more decides how the turn ends.
+        let page = self.store.pending(&self.handle, limit.max(1), PAGE_BYTES).await?;
+        if page.is_empty()
+            && let Some(committing) = self.committing.take()
+        {
+            // Nobody remembers a session without pending messages: its last cursor is waited for here.
+            committing.await;
+        }
+        Ok(page)
+    }
+
+    /// What is not to be sent is passed over.
+    async fn is_passed_over(&mut self, message: &PendingMessage) -> bool {
         match message.disposition {
-            Disposition::KeepOnly => {
-                self.pass(message.row, Passed::default()).await;
-                return Ok(false);
-            }
-            Disposition::Damaged => {
-                self.pass(message.row, refuse(RejectReason::Damaged, None)).await;
-                return Ok(false);
-            }
-            Disposition::Send => {}
+            Disposition::Send => return false,
+            Disposition::KeepOnly => self.pass(message.row, Passed::default()).await,
+            Disposition::Damaged => self.reject(message.row, RejectReason::Damaged, None).await,
         }
-        if let Some(limit) = self.expire_before {
-            if message.recorded > limit {
-                return Err(Outcome::Unregistered);
-            }
-            self.pass(message.row, refuse(RejectReason::DeviceNotRegistered, None)).await;
-            return Ok(false);
-        }
-        match self.parts(message).await? {
-            None => Ok(true),
-            Some(answer) => {
-                self.pass(message.row, refuse(RejectReason::Invalid, Some(answer))).await;
-                Ok(false)
-            }
-        }
+        true
     }
 
-    /// Sends a message in as many parts as the server's limit wants. `Some`: the server found it invalid, with its word.
-    async fn parts(&mut self, message: &PendingMessage) -> Result<Option<String>, Outcome> {
+    async fn reject(&mut self, row: RowId, reason: RejectReason, answer: Option<String>) {
+        self.pass(row, Passed::rejected(row, Rejection { reason, answer })).await;
+    }
+
+    /// Sends a message in as many parts as the server's limit wants; one that the server finds invalid is rejected.
+    async fn send(&mut self, message: &PendingMessage, end: &mut TurnEnd) -> Result<(), Outcome> {
         let limit = self.profile.content_limit;
         let content = match self.settings.manager_api.on_long_content {
             OnLongContent::Split => Cow::Borrowed(message.content.as_str()),
@@ -206,17 +224,25 @@ impl Turn {
             match &attempt.verdict {
                 Verdict::Delivered => {
                     self.progress.accepted.fetch_add(1, Ordering::Relaxed);
+                    end.reports += 1;
                     if offset == 0 && !part.is_last {
                         self.metrics.messages_split.increment();
                     }
                     if part.is_last {
                         self.advance(Cursor { row: message.row, offset: 0, last_report: time }, Passed::delivered(1)).await;
-                        return Ok(None);
+                        return Ok(());
                     }
                     self.advance(Cursor { row, offset: part.range.end as u64, last_report: time }, Passed::default()).await;
                 }
-                Verdict::Rejected { answer } => return Ok(Some(answer.clone())),
-                Verdict::Unregistered { .. } => return Err(Outcome::Unregistered),
+                Verdict::Rejected { answer } => {
+                    end.answered = true;
+                    self.reject(message.row, RejectReason::Invalid, Some(answer.clone())).await;
+                    return Ok(());
+                }
+                Verdict::Unregistered { .. } => {
+                    end.answered = true;
+                    return Err(Outcome::Unregistered);
+                }
                 _ => {
                     let nothing_else = self.progress.accepted.load(Ordering::Relaxed) == accepted_before;
                     // "Too busy" and "never connected" are no words about this message.

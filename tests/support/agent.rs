@@ -252,9 +252,42 @@ impl Producer {
         let last = agent.bind_stream(&self.mac, &self.session_id, &self.stream);
         assert!(last >= self.acked, "the daemon acknowledged line {} and now knows only up to {last}", self.acked);
         for said in self.said.iter().filter(|said| said.seq > last) {
-            agent.line(&line_of(said));
+            // A daemon that takes no more hangs up: the producer keeps the rest and comes back.
+            let _ = agent.try_raw(format!("{}\n", line_of(said)).as_bytes());
         }
         self.agent = Some(agent);
+    }
+
+    /// As [`Self::connect`] with a daemon that may have forgotten lines it acknowledged: only what was never acknowledged is
+    /// sent again. The highest line that the daemon knows.
+    #[track_caller]
+    pub fn resume(&mut self, daemon: &Daemon) -> u64 {
+        self.disconnect();
+        let mut agent = Agent::connect(daemon);
+        let last = agent.bind_stream(&self.mac, &self.session_id, &self.stream);
+        for said in self.said.iter().filter(|said| said.seq > last.max(self.acked)) {
+            // A daemon that takes no more hangs up: the producer keeps the rest and comes back.
+            let _ = agent.try_raw(format!("{}\n", line_of(said)).as_bytes());
+        }
+        self.agent = Some(agent);
+        last
+    }
+
+    /// Comes back as the real client does, to a daemon that may send it away again while it still resends.
+    pub fn come_back(&mut self, daemon: &Daemon) {
+        self.disconnect();
+        if self.try_connect(daemon) {
+            let acked = self.acked();
+            let rest: Vec<String> =
+                self.said.iter().filter(|said| said.seq > acked).map(|said| format!("{}\n", line_of(said))).collect();
+            let agent = self.agent();
+            let _ = rest.iter().all(|line| agent.try_raw(line.as_bytes()));
+        }
+    }
+
+    /// Whether there is a connection, as far as it is known here.
+    pub fn is_connected(&self) -> bool {
+        self.agent.as_ref().is_some_and(|agent| !agent.is_closed())
     }
 
     /// As [`Self::connect`], but a daemon that dies meanwhile is no failure; whether it is connected.

@@ -226,6 +226,11 @@ impl Daemon {
         assert!(status.success(), "kill -s {name}");
     }
 
+    /// Sends a signal to a daemon that may be gone by now.
+    pub fn try_signal(&self, name: &str) {
+        let _ = Command::new("kill").args(["-s", name, &self.pid().to_string()]).stderr(Stdio::null()).status();
+    }
+
     /// SIGHUP.
     pub fn hup(&self) {
         self.signal("HUP");
@@ -317,6 +322,12 @@ impl Daemon {
         self.wrapper = words.to_vec();
     }
 
+    /// Takes a setting out of the file: for the next start or SIGHUP.
+    pub fn unset(&mut self, key: &str) {
+        self.settings.remove(key);
+        self.write_config();
+    }
+
     fn write_config(&self) {
         let mut sections: BTreeMap<&str, String> = BTreeMap::new();
         for (key, value) in &self.settings {
@@ -373,6 +384,15 @@ impl Daemon {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
         let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number");
         kilobytes * 1024
+    }
+
+    /// Processor time used so far.
+    pub fn cpu(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("its statistics");
+        // Behind the name, which may hold anything: user and system time are the 12th and 13th field, in ticks of 10 ms.
+        let fields = stat.rsplit(") ").next().expect("fields");
+        let ticks: u64 = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+        Duration::from_millis(ticks * 10)
     }
 
     /// Standard error so far, over all starts.

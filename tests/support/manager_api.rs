@@ -56,7 +56,7 @@ pub struct Server {
 pub struct Recorded {
     /// When its head had arrived.
     pub at: Instant,
-    /// When the answer was written or the fault was over.
+    /// When the answer began to be written, or the fault was over.
     pub finished: Option<Instant>,
     /// The number of its connection.
     pub connection: u64,
@@ -325,18 +325,16 @@ impl ManagerApi {
 
     /// Most reports in flight at once, and whether two of one session ever were.
     pub fn overlap(&self) -> (usize, bool) {
-        let reports = self.reports();
-        let overlaps = |a: &Recorded, b: &Recorded| a.at < b.finished.unwrap_or_else(Instant::now) && b.at <= a.at;
-        let mut most = 0;
-        let mut same_session = false;
-        for (index, one) in reports.iter().enumerate() {
-            let others = reports[..index].iter().filter(|other| overlaps(one, other));
-            let mut now = 1;
-            for other in others {
-                now += 1;
-                same_session |= one.report.as_ref().map(|r| &r.session_id) == other.report.as_ref().map(|r| &r.session_id);
-            }
-            most = most.max(now);
+        let mut reports = self.reports();
+        reports.sort_by_key(|report| report.at);
+        let mut in_flight: Vec<&Recorded> = Vec::new();
+        let (mut most, mut same_session) = (0, false);
+        for report in &reports {
+            in_flight.retain(|other| other.finished.is_none_or(|finished| finished > report.at));
+            let session = |of: &Recorded| of.report.as_ref().map(|said| said.session_id.clone());
+            same_session |= in_flight.iter().any(|other| session(other) == session(report));
+            in_flight.push(report);
+            most = most.max(in_flight.len());
         }
         (most, same_session)
     }

@@ -98,8 +98,14 @@ async fn sessions_streams_and_held_transcripts_live_on_the_shelf_until_they_are_
     lab.deliver(&session, row, 1).await;
     lab.store.heartbeat().await;
     assert!(holding.try_recv().is_err(), "a held transcript is nowhere but in memory");
+    let ended = Lifecycle::Ended { reason: Some("idle".into()), dropped: 2 };
+    let ending = lab.send(SessionWrite { lifecycle: Some(ended), ..empty_write(&session) }).await;
+    lab.store.heartbeat().await;
+    let snapshot = lab.store.snapshot(session.key).await.unwrap().unwrap();
+    assert_eq!((snapshot.held.len(), snapshot.producer_dropped, snapshot.end_reason.as_deref()), (1, 2, Some("idle")));
     drop(obstacle);
     assert_eq!((holding.await.unwrap(), emitting.await.unwrap()), (Settled::Durable, Settled::Durable));
+    assert_eq!(ending.await.unwrap(), Settled::Durable);
     works_again(&lab).await;
     assert_eq!(lab.metrics.held.get(), 2);
     lab.store.clone().close().await;

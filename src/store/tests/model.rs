@@ -142,7 +142,7 @@ async fn take(subject: Subject, model: &mut Model, step: Step, number: usize) ->
                 let content = format!("{number}.{index}");
                 let event_id = keyed.then(|| format!("id {content}"));
                 model.messages.push((content.clone(), sendable, event_id.clone()));
-                write.messages.push(NewMessage { sendable, event_id, ..message(&content) });
+                write.messages.push(NewMessage { event_id, sendable, ..message(&content) });
             }
             if streamed {
                 model.seq += count as u64;

@@ -77,6 +77,12 @@ fn serve(shared: &Shared, socket: TcpStream, connection: u64) -> io::Result<()> 
         recorded.faulted = fault.is_some();
         let index = record(shared, recorded.clone());
         let close = recorded.request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        // Stamped before the answer leaves: its reader may be back on another connection before this thread goes on.
+        let finished = |all: &mut Vec<Recorded>| all[index].finished = Some(Instant::now());
+        if matches!(fault, Some(Fault::Answer(..))) {
+            finished(&mut lock(&shared.recorded));
+        }
+        let leaves_at_once = !matches!(fault, Some(Fault::Trickle(_)));
         let work = || -> Response {
             let (response, row) = match understood {
                 Some(Ok(report)) => {
@@ -94,10 +100,14 @@ fn serve(shared: &Shared, socket: TcpStream, connection: u64) -> io::Result<()> 
             all[index].status = Some(response.status);
             all[index].code = envelope.and_then(|envelope| envelope.get("code")?.as_i64());
             all[index].row = row;
+            if leaves_at_once {
+                finished(&mut all);
+            }
+            drop(all);
             response
         };
         let wire = respond(reader.wire, fault, work);
-        lock(&shared.recorded)[index].finished = Some(Instant::now());
+        lock(&shared.recorded)[index].finished.get_or_insert_with(Instant::now);
         match wire? {
             Some(wire) if !close => reader.wire = wire,
             _ => return Ok(()),

@@ -1,0 +1,195 @@
+//! What comes of a turn: verdicts, the poison rule, repetitions, and devices that the server does not know.
+
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::{UNKNOWN_DEVICE, UNREADABLE_PAUSE, Uploader, now, random};
+use crate::clock::wall_clock;
+use crate::manager_api::Verdict;
+use crate::protocol::MacAddress;
+use crate::store::{Cursor, Passed, RejectReason, Rejection, SessionKey};
+use crate::upload::backoff::Backoff;
+use crate::upload::gate::Change;
+use crate::upload::poison::StrikeOutcome;
+use crate::upload::turn::{Failure, Outcome, TurnEnd};
+
+impl Uploader {
+    pub(super) fn turn_ended(&mut self, key: SessionKey, knocked: bool, end: TurnEnd) {
+        self.sending -= 1;
+        let TurnEnd { reports, passed, answered, committing, outcome } = end;
+        if knocked {
+            self.gate.probe_over();
+        }
+        let change = match (reports, answered) {
+            (1.., _) => self.gate.accepted(),
+            (0, true) => self.gate.answered(),
+            (0, false) => Change::None,
+        };
+        self.announce(change);
+        if let Some(entry) = self.queue.turn_over(key) {
+            entry.committing = committing;
+            entry.passed += passed;
+            entry.accepted += reports;
+            if reports > 0 || passed > 0 {
+                entry.forgive();
+            }
+            let mac = entry.handle.identity.mac;
+            if reports > 0 {
+                self.device_is_known(mac);
+            }
+            // Nothing was left to try with, or the next message of this session is not the oldest that waits.
+            let next_may_try = reports == 0 && (passed > 0 || matches!(outcome, Outcome::Drained));
+            self.judge(key, mac, outcome);
+            self.evaluate(key);
+            if next_may_try && self.devices.is_trying(mac) {
+                self.try_device(mac);
+            }
+        }
+        if knocked {
+            self.gate.probe_judged(now());
+            self.announce(Change::None);
+        }
+    }
+
+    fn judge(&mut self, key: SessionKey, mac: MacAddress, outcome: Outcome) {
+        match outcome {
+            Outcome::Drained => {
+                if let Some(entry) = self.queue.get(key) {
+                    entry.since = Instant::now();
+                    entry.order = wall_clock().0;
+                }
+            }
+            Outcome::More => {
+                if let Some(entry) = self.queue.get(key) {
+                    // To the back of the queue, and due.
+                    entry.order = wall_clock().0;
+                    entry.urgent = true;
+                }
+            }
+            Outcome::Failed(failure) => self.failed(key, &failure),
+            Outcome::Unregistered => self.park(key, mac),
+            Outcome::Unreadable(error) => {
+                warn!(mac = %mac.short(), %error, "a session cannot be read and is held");
+                if let Some(entry) = self.queue.get(key) {
+                    entry.refuse_waiters("the store cannot be read");
+                }
+                self.queue.back_off(key, UNREADABLE_PAUSE);
+            }
+        }
+    }
+
+    fn failed(&mut self, key: SessionKey, failure: &Failure) {
+        let Failure { verdict, alone, unanswered, .. } = failure;
+        // A connection that broke may lead to another server next time.
+        if *unanswered && !self.profile.knocks {
+            self.doubt_profile();
+        }
+        self.profile.ask |= *unanswered;
+        let accepted = self.progress.accepted.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.accepted_before, accepted) != accepted {
+            self.gate.flowing();
+        }
+        let change = match verdict {
+            Verdict::Operator { reason } => self.gate.operator(reason, now(), random()),
+            Verdict::Refused { answer } => self.gate.refused(key, answer, now(), random()),
+            Verdict::Later { reason, retry_after, .. } => self.gate.later(reason, *alone, *retry_after, now(), random()),
+            Verdict::Delivered | Verdict::Unregistered { .. } | Verdict::Rejected { .. } => self.gate.answered(),
+        };
+        self.announce(change);
+        if matches!(verdict, Verdict::Operator { .. }) {
+            // Not the session's fault: it is among the first when the gate opens.
+            if let Some(entry) = self.queue.get(key) {
+                entry.urgent = true;
+            }
+        } else if !self.rejects_poison(key, failure) {
+            self.repeat_later(key, verdict);
+        }
+    }
+
+    /// The poison rule. `true`: the message is rejected and its session goes on.
+    fn rejects_poison(&mut self, key: SessionKey, failure: &Failure) -> bool {
+        let limit = self.settings.borrow().upload.poison_attempts;
+        let accepted = self.progress.accepted.load(Ordering::Relaxed);
+        let Some(entry) = self.queue.get(key).filter(|_| failure.about_the_message) else { return false };
+        let by_others = accepted.saturating_sub(entry.accepted);
+        if entry.strikes.on_failure(failure.row, by_others, limit) != StrikeOutcome::Reject {
+            return false;
+        }
+        let answer = failure.verdict.text();
+        error!(
+            mac = %entry.handle.identity.mac.short(), row = failure.row.0, answer,
+            "a message is rejected: the server refuses it again and again while it takes others"
+        );
+        let cursor = Cursor { row: failure.row, offset: 0, last_report: entry.handle.cursor().last_report };
+        let rejection = Rejection { reason: RejectReason::RefusedByServer, answer: Some(answer.to_owned()) };
+        entry.committing = Some(self.store.advance(&entry.handle, cursor, Passed::rejected(failure.row, rejection)));
+        entry.passed += 1;
+        entry.forgive();
+        entry.urgent = true;
+        true
+    }
+
+    /// `retry_attempts` in a row with growing pauses, then the longest one at the back of the queue.
+    fn repeat_later(&mut self, key: SessionKey, verdict: &Verdict) {
+        let retry_after = if let Verdict::Later { retry_after, .. } = verdict { *retry_after } else { None };
+        let settings = self.settings.borrow().clone();
+        let upload = &settings.upload;
+        let Some(entry) = self.queue.get(key) else { return };
+        entry.failures += 1;
+        entry.urgent = true;
+        entry.order = wall_clock().0;
+        let delay = if entry.failures > upload.retry_attempts {
+            Backoff::new(upload.backoff_max, upload.backoff_max).next_delay(retry_after, random())
+        } else {
+            let new = || Box::new(Backoff::new(upload.backoff_initial, upload.backoff_max));
+            entry.backoff.get_or_insert_with(new).next_delay(retry_after, random())
+        };
+        let (mac, failures, reason) = (entry.handle.identity.mac.short(), entry.failures, verdict.text());
+        if self.gate.closed().is_some() {
+            // That was said when the gate closed, once.
+            debug!(%mac, failures, again_in = ?delay, reason, "a report failed and is repeated");
+        } else {
+            warn!(%mac, failures, again_in = ?delay, reason, "a report failed and is repeated");
+        }
+        self.queue.back_off(key, delay);
+    }
+
+    /// The server does not know the device: all its sessions wait, and only they.
+    fn park(&mut self, key: SessionKey, mac: MacAddress) {
+        let retry = self.settings.borrow().upload.unknown_device_retry;
+        let noted = self.devices.unregistered(key, mac, wall_clock(), Instant::now() + retry);
+        self.queue.park(key);
+        if let Some(entry) = self.queue.get(key) {
+            entry.refuse_waiters(UNKNOWN_DEVICE);
+        }
+        if let Some(record) = noted.record {
+            self.store.note_waiting(record);
+        }
+        if noted.fresh {
+            warn!(mac = %mac.short(), again_in = ?retry, "the server does not know this device: its messages wait (register it)");
+        }
+    }
+
+    fn device_is_known(&mut self, mac: MacAddress) {
+        let Some(parked) = self.devices.registered(mac) else { return };
+        info!(mac = %mac.short(), sessions = parked.len() + 1, "the device is registered now: its messages are sent");
+        self.store.clear_waiting(mac);
+        for key in parked {
+            self.queue.unpark(key);
+            self.evaluate(key);
+        }
+    }
+
+    /// One session of a waiting device tries again; where none waits, its next message does.
+    pub(super) fn try_device(&mut self, mac: MacAddress) {
+        while let Some(key) = self.devices.next_trial(mac) {
+            self.queue.unpark(key);
+            self.evaluate(key);
+            if self.queue.contains(key) {
+                return;
+            }
+        }
+    }
+}

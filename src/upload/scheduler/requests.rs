@@ -1,0 +1,91 @@
+//! What others ask of the uploader, and what it answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{UNKNOWN_DEVICE, Uploader, gate_backoff, now};
+use crate::clock::wall_clock;
+use crate::store::SessionHandle;
+use crate::upload::deliveries::{Delivered, Request, Server, UploadStatus};
+use crate::upload::gate::Change;
+
+impl Uploader {
+    pub(super) fn requested(&mut self, request: Request) {
+        match request {
+            Request::Heartbeat(answer) => {
+                let _ = answer.send(());
+            }
+            Request::Status(answer) => {
+                let _ = answer.send(self.status());
+            }
+            Request::Wait { handle, reply } => self.wait(handle, reply),
+            Request::Stop { grace, done } => self.stop(grace, done),
+            Request::Reload(server) => self.reload(server),
+        }
+    }
+
+    fn reload(&mut self, server: Server) {
+        let settings = self.settings.borrow().clone();
+        self.gate.reconfigure(settings.upload.concurrency, gate_backoff(&settings));
+        self.gate.knock_now(now());
+        if let Server::Changed(api) = server {
+            let appeared = self.api.is_none() && api.is_some();
+            self.api = api;
+            self.profile.known = None;
+            self.doubt_profile();
+            self.announce(Change::None);
+            if appeared {
+                self.look_through(None);
+            }
+        }
+    }
+
+    fn stop(&mut self, grace: Duration, done: oneshot::Sender<()>) {
+        self.take_arrivals();
+        self.stopping = Some((Instant::now() + grace, done));
+        for key in self.queue.keys() {
+            // Sleeps are cut short, once: a failing server is not hammered in the time that is left.
+            self.queue.cut_backoff_short(key);
+            self.evaluate(key);
+        }
+    }
+
+    fn wait(&mut self, handle: Arc<SessionHandle>, reply: oneshot::Sender<Delivered>) {
+        let pending = handle.pending();
+        let mac = handle.identity.mac;
+        let reason = if pending == 0 {
+            None
+        } else if self.api.is_none() {
+            Some("no manager_api.url is set")
+        } else if self.gate.closed().is_some() {
+            Some("the gate to the Manager API is closed")
+        } else if self.devices.is_waiting(mac) {
+            Some(UNKNOWN_DEVICE)
+        } else if self.store.health().failing.is_some() {
+            Some("the store cannot be written")
+        } else {
+            let key = handle.key;
+            self.queue.enter(handle, Instant::now(), wall_clock().0).wait(reply);
+            self.evaluate(key);
+            return;
+        };
+        let _ = reply.send(Delivered { delivered: 0, pending, reason });
+    }
+
+    fn status(&self) -> UploadStatus {
+        UploadStatus {
+            closed: self.gate.closed().map(|(why, since)| (why.kind(), why.reason().to_owned(), Instant::from_std(since))),
+            configured: self.api.is_some(),
+            time_unit: self.profile.known.map(|profile| profile.unit.as_str()),
+            sending: self.sending,
+            sessions_pending: self.queue.len(),
+            backing_off: self.queue.entries().filter(|entry| entry.is_backing_off()).count(),
+            devices_waiting: self.devices.count(),
+            strikes: self.queue.entries().map(|entry| entry.strikes.most()).max().unwrap_or(0),
+            oldest: self.queue.entries().map(|entry| entry.since).min(),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What the daemon learns of the server: its time unit, which follows the server, and agents, which nobody waits for.
+
+use std::time::{Duration, Instant};
+
+use crate::api_faults::{MAC, ground, say};
+use crate::support::oracle::check_books;
+use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Rule, Variant, soon};
+
+#[test]
+fn time_unit_follows_the_server() {
+    let (api, daemon) = ground(Variant::Fork);
+    let at = |session: &str, millis: i64| {
+        let mut agent = Agent::connect(&daemon);
+        agent.line(&serde_json::json!({ "mac_address": MAC, "session_id": session, "chat_type": 1, "content": "x", "timestamp": millis }));
+        let rows = api.wait_for_rows(session, 1);
+        rows[0].created_at_ms
+    };
+    assert_eq!(at("before", 1_758_701_973_250), 1_758_701_973_000);
+    api.stop();
+    api.upgrade();
+    let mut agent = Agent::connect(&daemon);
+    agent.line(&serde_json::json!({ "mac_address": MAC, "session_id": "meanwhile", "chat_type": 1, "content": "x" }));
+    soon("the outage is noticed", || daemon.metric("gate_closings") >= 1);
+    api.start_again();
+    api.wait_for_rows("meanwhile", 1);
+    assert_eq!(at("after", 1_758_701_973_250), 1_758_701_973_250);
+    assert!(api.all_rows().iter().all(|row| row.created_at_ms > 1_700_000_000_000), "nothing stands in January 1970");
+}
+
+#[test]
+fn nothing_is_sent_to_a_server_of_unknown_kind() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    api.rule(Rule::new(Fault::status(503)).on(Endpoint::PubConfig));
+    let daemon = Daemon::start_for(&api);
+    say(&daemon, MAC, "s", "Hello");
+    soon("it asks for the version", || api.count(Endpoint::PubConfig) >= 2);
+    assert_eq!(api.reports().len(), 0, "a wrong unit would be stored as January 1970");
+    api.clear_faults();
+    let rows = api.wait_for_rows("s", 1);
+    assert!(rows[0].created_at_ms > 1_700_000_000_000);
+    check_books(&daemon);
+}
+
+#[test]
+fn a_server_without_a_version_takes_seconds() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    api.set_version(None);
+    let daemon = Daemon::start_for(&api);
+    say(&daemon, MAC, "s", "Hello");
+    assert!(api.wait_for_rows("s", 1)[0].created_at_ms > 1_700_000_000_000);
+}
+
+#[test]
+fn delivery_never_waits_for_the_agent_lookup() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    api.rule(Rule::new(Fault::HangBeforeHeaders).on(Endpoint::AgentId));
+    let daemon = Daemon::start_for(&api);
+    let began = Instant::now();
+    say(&daemon, MAC, "s", "Hello");
+    api.wait_for_rows("s", 1);
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
+#[test]
+fn only_the_documented_requests_are_ever_made() {
+    let (api, daemon) = ground(Variant::Fork);
+    for index in 0..5 {
+        say(&daemon, MAC, &format!("session-{index}"), "Hello");
+    }
+    soon("all delivered", || daemon.metric("delivered") == 5);
+    assert_eq!(api.count(Endpoint::Other), 0);
+    assert!(api.count(Endpoint::PubConfig) >= 1);
+    for sent in api.reports() {
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&sent.request.body).unwrap();
+        let mut names: Vec<&str> = object.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["audioBase64", "chatType", "content", "macAddress", "reportTime", "sessionId"]);
+        assert_eq!(object["macAddress"], MAC);
+    }
+}
+
+#[test]
+fn an_unclear_profile_holds_everything_whatever_way_it_is_unclear() {
+    for fault in [
+        Fault::status(500),
+        Fault::status(403),
+        Fault::html(),
+        Fault::code(500),
+        Fault::json(r#"{"code":0,"data":{}}"#),
+        Fault::json(r#"{"code":0,"data":{"version":"newest"}}"#),
+        Fault::redirect("/elsewhere"),
+        Fault::ResetBeforeCommit,
+        Fault::CutBody,
+        Fault::EndlessBody,
+    ] {
+        let api = ManagerApi::start(Variant::Upstream);
+        api.register(MAC);
+        api.rule(Rule::new(fault.clone()).on(Endpoint::PubConfig));
+        let daemon = Daemon::start_for(&api);
+        say(&daemon, MAC, "s", "Hello");
+        soon(&format!("{fault:?}: asked again"), || api.count(Endpoint::PubConfig) >= 2);
+        assert_eq!(api.count(Endpoint::Report), 0, "{fault:?}: a wrong unit would be stored as January 1970");
+        let status = daemon.status();
+        assert_eq!((&status["gate"]["state"], &status["gate"]["kind"]), (&"closed".into(), &"profile_unknown".into()));
+        assert_eq!(status["upload"]["time_unit"], serde_json::Value::Null);
+        api.clear_faults();
+        assert!(api.wait_for_rows("s", 1)[0].created_at_ms > 1_700_000_000_000, "{fault:?}");
+        assert_eq!(daemon.status()["upload"]["time_unit"], "milliseconds");
+    }
+}
+
+#[test]
+fn a_fixed_unit_is_used_without_asking() {
+    for (variant, unit) in [(Variant::Fork, "seconds"), (Variant::Upstream, "milliseconds")] {
+        let api = ManagerApi::start(variant);
+        api.register(MAC);
+        api.rule(Rule::new(Fault::status(500)).on(Endpoint::PubConfig));
+        let daemon = Daemon::builder().api(&api).set("manager_api.report_time_unit", &format!("'{unit}'")).start();
+        let mut oracle = Oracle::new(&daemon);
+        let mut producer = Producer::connected(&daemon, MAC, "s");
+        producer.say(1, "Hello");
+        // The limits of the unit's line of servers hold, too.
+        producer.say(2, "word ".repeat(400).trim_end());
+        producer.wait_until_acked();
+        api.stop();
+        producer.say(1, "during an outage");
+        producer.wait_until_acked();
+        api.start_again();
+        oracle.owe(&producer);
+        oracle.check(&daemon, &api);
+        assert_eq!(api.count(Endpoint::PubConfig), 0, "{unit}");
+        assert!(api.all_rows().iter().all(|row| row.created_at_ms > 1_700_000_000_000), "{unit}");
+        assert_eq!(daemon.metric("messages_split"), u64::from(unit == "seconds"));
+    }
+}
+
+#[test]
+fn the_profile_is_asked_again_before_the_first_report_after_a_lost_connection() {
+    let (api, daemon) = ground(Variant::Fork);
+    say(&daemon, MAC, "before", "Hello");
+    api.wait_for_rows("before", 1);
+    let asked = api.count(Endpoint::PubConfig);
+    // No outage: one connection is reset, and behind the port stands another server from then on.
+    api.rule(Rule::new(Fault::ResetBeforeCommit).times(1));
+    say(&daemon, MAC, "during", "Hello");
+    soon("the reset", || api.requests().iter().any(|request| request.faulted));
+    api.upgrade();
+    let rows = api.wait_for_rows("during", 1);
+    assert!(rows[0].created_at_ms > 1_700_000_000_000, "stored as January 1970");
+    assert!(api.count(Endpoint::PubConfig) > asked);
+    let requests = api.requests();
+    let reset = requests.iter().position(|request| request.faulted).unwrap();
+    assert_eq!(requests[reset + 1].endpoint, Endpoint::PubConfig, "its question comes before any report");
+}
+
+#[test]
+fn an_agent_is_asked_for_once_per_device_and_a_server_without_the_endpoint_once() {
+    for (variant, most) in [(Variant::Fork, 2), (Variant::Upstream, 1)] {
+        let api = ManagerApi::start(variant);
+        let other = "00:16:3e:ac:b5:38";
+        api.register(MAC);
+        api.register(other);
+        let daemon = Daemon::start_for(&api);
+        for index in 0..6 {
+            say(&daemon, if index % 2 == 0 { MAC } else { other }, &format!("session-{index}"), "Hello");
+        }
+        soon("all delivered", || daemon.metric("delivered") == 6);
+        soon("asked", || api.requests().iter().any(|request| request.request.path.ends_with("/agent-id")));
+        let asked: Vec<_> = api.requests().into_iter().filter(|request| request.request.path.ends_with("/agent-id")).collect();
+        assert!(asked.len() <= most, "{variant:?}: asked {} times", asked.len());
+        let header = format!("Bearer {}", crate::support::manager_api::SECRET);
+        assert!(asked.iter().all(|request| request.request.header("authorization") == Some(header.as_str())));
+        assert!(asked.iter().any(|request| request.request.path.contains("/agent/device/6825ddba3978/")));
+    }
+}
+
+#[test]
+fn nothing_that_one_server_said_is_believed_of_the_next() {
+    let (upstream, fork) = (ManagerApi::start(Variant::Upstream), ManagerApi::start(Variant::Fork));
+    upstream.register(MAC);
+    let agent = fork.register(MAC);
+    let mut daemon = Daemon::start_for(&upstream);
+    say(&daemon, MAC, "before", "Hello");
+    upstream.wait_for_rows("before", 1);
+    soon("it has no agent lookup", || upstream.requests().iter().any(|sent| sent.request.path.ends_with("/agent-id")));
+    daemon.set("manager_api.url", &format!("'{}'", fork.url()));
+    daemon.hup();
+    soon("reloaded", || daemon.log().contains("configuration reloaded"));
+    say(&daemon, MAC, "after", "Hello");
+    let rows = fork.wait_for_rows("after", 1);
+    assert!((1_700_000_000_000..4_000_000_000_000).contains(&rows[0].created_at_ms), "milliseconds were sent: {rows:?}");
+    assert_eq!((rows[0].agent.as_str(), upstream.rows("after").len()), (agent.as_str(), 0));
+    soon("asked for the agent", || fork.count(Endpoint::AgentId) >= 1);
+    check_books(&daemon);
+}

@@ -1,0 +1,75 @@
+//! The secret: read again by every knock, so that nobody needs to restart anything; never lost to a bad file.
+
+use crate::api_faults::{MAC, ground, say};
+use crate::support::manager_api::SECRET;
+use crate::support::{Oracle, Producer, Variant, soon};
+
+#[test]
+fn a_secret_file_that_is_gone_while_the_gate_is_closed_is_read_when_it_is_there_again() {
+    let (api, daemon) = ground(Variant::Fork);
+    let mut oracle = Oracle::new(&daemon);
+    api.set_secret("the-new-secret");
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "Hello");
+    producer.wait_until_acked();
+    soon("the gate is closed", || daemon.status()["gate"]["kind"] == "operator");
+    std::fs::remove_file(daemon.secret_file()).unwrap();
+    soon("a knock finds no file", || daemon.log().contains("the secret cannot be read"));
+    // As careful tools write it: beside, then renamed into place.
+    let beside = daemon.directory().join("secret.new");
+    std::fs::write(&beside, "the-new-secret").unwrap();
+    std::fs::rename(&beside, daemon.secret_file()).unwrap();
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
+}
+
+#[test]
+fn a_secret_file_that_is_garbled_or_gone_changes_nothing_while_the_old_secret_is_good() {
+    let (api, daemon) = ground(Variant::Fork);
+    for (index, garbage) in [&b""[..], b"\n", b"two\nlines", b"\xff\xfe", b"x".repeat(100_000).as_slice()].into_iter().enumerate()
+    {
+        std::fs::write(daemon.secret_file(), garbage).unwrap();
+        daemon.hup();
+        soon("it says so", || daemon.log().matches("the configuration was not reloaded").count() == index + 1);
+        say(&daemon, MAC, &format!("session-{index}"), "Hello");
+        api.wait_for_rows(&format!("session-{index}"), 1);
+    }
+    std::fs::remove_file(daemon.secret_file()).unwrap();
+    daemon.hup();
+    say(&daemon, MAC, "gone", "Hello");
+    api.wait_for_rows("gone", 1);
+    assert_eq!(daemon.metric("gate_closings"), 0);
+}
+
+#[test]
+fn a_rotation_under_load_loses_nothing_and_shows_neither_secret() {
+    let (api, mut daemon) = ground(Variant::Fork);
+    let mut oracle = Oracle::new(&daemon);
+    let mut producers: Vec<Producer> =
+        (0..8).map(|index| Producer::connected(&daemon, MAC, &format!("session-{index}"))).collect();
+    let secrets = ["canary-secret-second-5d1b", "canary-secret-third-77aa"];
+    for (round, secret) in secrets.into_iter().enumerate() {
+        for index in 0..30 {
+            for producer in &mut producers {
+                producer.say(1, &format!("round {round}, message {index}"));
+            }
+            if index == 10 {
+                api.set_secret(secret);
+            }
+        }
+        soon("the gate closes", || daemon.status()["gate"]["kind"] == "operator");
+        std::fs::write(daemon.secret_file(), format!("{secret}\n")).unwrap();
+        soon("all is through", || daemon.metric("pending") == 0);
+    }
+    for mut producer in producers {
+        producer.wait_until_acked();
+        oracle.owe(&producer);
+    }
+    oracle.check(&daemon, &api);
+    assert_eq!((daemon.metric("rejected"), api.row_count()), (0, 8 * 60 + 1));
+    let status = daemon.status().to_string();
+    assert!(daemon.term(crate::support::eventually::SOON).success());
+    for secret in [SECRET, secrets[0], secrets[1]] {
+        assert!(!daemon.log().contains(secret) && !status.contains(secret), "a secret in log or status");
+    }
+}

@@ -1,0 +1,220 @@
+//! A disk that is full, fails or turns read-only: delivery goes on from memory, acks tell the truth, intake is bounded, one
+//! log line for each episode, and all resumes by itself.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::disk::SmallDisk;
+use crate::support::eventually::{SOON, always};
+use crate::support::loop_disk::{Journaled, LoopDisk, store_on};
+use crate::support::{Agent, Daemon, ManagerApi, Oracle, Producer, Variant, disk, eventually, soon};
+
+const MAC: &str = "68:25:dd:ba:39:78";
+const FAILING: &str = "the store cannot be written";
+/// SQLite as we build it calls `fsync`, others would call `fdatasync`.
+const SYNC: &str = "fsync,fdatasync";
+const WELL: &str = "the store works again";
+
+fn api() -> ManagerApi {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    api
+}
+
+fn is_failing(daemon: &Daemon) -> bool {
+    !daemon.status()["store"]["failing"].is_null()
+}
+
+fn lines(daemon: &Daemon, text: &str) -> usize {
+    daemon.log().lines().filter(|line| line.contains(text)).count()
+}
+
+/// Speaks until the store fails; every message is about a page long.
+fn speak_until_it_fails(daemon: &Daemon, producer: &mut Producer, what: &str) {
+    let mut index = 0;
+    eventually(SOON, "the store fails", || {
+        producer.say(1, &format!("{what} {index} {}", "x".repeat(4000)));
+        index += 1;
+        is_failing(daemon).then_some(())
+    });
+}
+
+/// As the real client does: whenever it is sent away it comes back and sends again what was not acknowledged.
+fn persist(daemon: &Daemon, producer: &mut Producer) {
+    let last = producer.said().len() as u64;
+    eventually(SOON, "everything said is acknowledged in the end", || {
+        if !producer.is_connected() {
+            producer.come_back(daemon);
+        }
+        (producer.acked() >= last).then_some(())
+    });
+}
+
+#[test]
+fn full_disk_then_space() {
+    let Some(disk) = SmallDisk::mount("4m") else { return };
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
+    let daemon = daemon.set("store.shelf_bytes", "'128 KiB'");
+    let mut daemon = daemon.start();
+    let mut oracle = Oracle::new(&daemon);
+    // While the store cannot be written a restart may repeat what was delivered meanwhile; within one life nothing does.
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..20 {
+        producer.say(1, &format!("before {index}"));
+    }
+    producer.wait_until_acked();
+    for episode in 1..=2 {
+        disk.fill();
+        speak_until_it_fails(&daemon, &mut producer, "full");
+        for index in 0..20 {
+            producer.say(2, &format!("delivered from memory {episode} {index}"));
+        }
+        producer.wait_until_acked();
+        soon("what is said with a full disk is delivered", || daemon.metric("pending") == 0);
+        assert!(is_failing(&daemon));
+
+        // Without API and without disk nothing may be acknowledged, and only so much is taken.
+        api.stop();
+        let told = producer.acked();
+        producer.say(1, &format!("neither durable nor delivered {episode}"));
+        always(Duration::from_millis(700), "no ack for what stands in memory alone", || producer.acked() == told);
+        let mut refused = 0;
+        eventually(SOON, "the shelf is full", || {
+            producer.say(1, &format!("more {episode} {refused} {}", "y".repeat(8000)));
+            refused += 1;
+            producer.agent().errors().iter().any(|error| error["code"] == "overloaded").then_some(())
+        });
+        producer.agent().wait_for_close();
+        assert_eq!(producer.acked(), told);
+        let shelf = daemon.status()["store"]["shelf_bytes"].as_u64().unwrap();
+        assert!((8000..=128 * 1024).contains(&shelf), "{shelf} bytes on the shelf");
+        api.start_again();
+        if episode == 1 {
+            // The API first: the shelf is delivered, and the producer comes back and goes on.
+            persist(&daemon, &mut producer);
+            assert!(is_failing(&daemon));
+        }
+        disk.free();
+        soon("the store works again by itself", || !is_failing(&daemon));
+        persist(&daemon, &mut producer);
+        producer.say(1, &format!("after {episode}"));
+        persist(&daemon, &mut producer);
+        assert_eq!(
+            (lines(&daemon, FAILING), lines(&daemon, WELL)),
+            (episode, episode),
+            "one line when it begins, one when it ends"
+        );
+    }
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
+    let said = producer.said().len();
+    // All of it is in the archive, too: what was delivered from memory and what was written at once.
+    oracle.before_restart(&daemon);
+    daemon.restart();
+    oracle.check(&daemon, &api);
+    assert_eq!(api.rows("s").len(), said, "each once");
+}
+
+#[test]
+fn a_sync_that_fails_for_a_while_delays_nothing_but_acks() {
+    if !disk::strace_works() {
+        return;
+    }
+    for (calls, error) in [(SYNC, "EIO"), ("pwrite64", "EIO"), ("pwrite64,fsync,ftruncate", "EROFS"), ("pwrite64", "ENOSPC")] {
+        let api = api();
+        // Some good calls first, so that it can start; then a bad while; then all is well.
+        let first = if calls == SYNC { 12 } else { 60 };
+        let inject = disk::inject(calls, &format!("error={error}:when={first}..{}", first + 6));
+        let daemon = Daemon::builder().api(&api).wrapper(&inject).start();
+        let mut oracle = Oracle::new(&daemon);
+        let mut producer = Producer::connected(&daemon, MAC, "s");
+        for index in 0..40 {
+            producer.say(1, &format!("message {index}"));
+            producer.wait_until_acked();
+        }
+        oracle.owe(&producer);
+        oracle.check(&daemon, &api);
+        soon("the store works again by itself", || !is_failing(&daemon));
+        let (began, ended) = (lines(&daemon, FAILING), lines(&daemon, WELL));
+        assert!(began >= 1, "{calls} {error}: nothing failed, so nothing is proved\n{}", daemon.log());
+        assert_eq!(began, ended, "{calls} {error}");
+        assert_eq!(api.rows("s").len(), 40, "{calls} {error}: each once");
+        assert!(!daemon.log().contains("damaged"), "{calls} {error}: a disk that says no is not damage");
+    }
+}
+
+#[test]
+fn a_sync_that_fails_for_ever_still_delivers_and_stops_in_order() {
+    if !disk::strace_works() {
+        return;
+    }
+    let api = api();
+    let mut daemon = Daemon::builder().api(&api).wrapper(&disk::inject(SYNC, "error=EIO:when=12+")).start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..60 {
+        producer.say(1, &format!("message {index}"));
+        producer.wait_until_acked();
+    }
+    assert!(is_failing(&daemon));
+    assert_eq!(api.wait_for_rows("s", 60).len(), 60);
+    assert_eq!(lines(&daemon, FAILING), 1, "one line for the whole episode");
+    // A durable flush cannot be promised, and says so at once or when its time is up; nobody is told a lie.
+    api.stop();
+    let mut other = Agent::connect(&daemon);
+    other.bind(MAC, "t");
+    other.say(1, "never acknowledged");
+    other.line(&json!({ "type": "flush", "id": "f", "level": "durable", "timeout": 1 }));
+    assert_eq!(other.wait_for("flushed")["ok"], false);
+    let status = daemon.term(Duration::from_secs(20));
+    assert!(status.success(), "{status}\n{}", daemon.log());
+    assert_eq!(lines(&daemon, "never acknowledged and are lost"), 1, "what is lost is said, once");
+    assert!(!daemon.log().contains("panicked"));
+}
+
+#[test]
+fn a_read_only_disk_is_survived_and_left_in_order() {
+    let Some(disk) = LoopDisk::mount(Journaled::Ext4) else { return };
+    let api = api();
+    let builder = Daemon::builder().api(&api).set("store.directory", &store_on(&disk.path())).wrapper(&disk.wrapper());
+    let mut daemon = builder.start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..30 {
+        producer.say(1, &format!("before {index}"));
+    }
+    producer.wait_until_acked();
+    soon("all is delivered", || daemon.metric("pending") == 0);
+    disk.abort();
+    speak_until_it_fails(&daemon, &mut producer, "read-only");
+    producer.wait_until_acked();
+    let said = producer.said().len();
+    assert_eq!(api.wait_for_rows("s", said).len(), said, "delivered from memory, each once");
+    assert_eq!(lines(&daemon, FAILING), 1);
+    let status = daemon.term(Duration::from_secs(20));
+    assert!(status.success(), "{status}\n{}", daemon.log());
+    // Mended by the operator: it goes on with the store it has. What was delivered while nothing could be written is
+    // forgotten there, so nothing of it is owed by the store.
+    disk.power_on();
+    daemon.start();
+    let mut again = Producer::connected(&daemon, MAC, "after");
+    again.say(1, "all is well");
+    again.wait_until_acked();
+    again.agent().end();
+    assert_eq!(api.wait_for_rows("after", 1).len(), 1);
+    assert!(!daemon.log().contains("damaged"), "{}", daemon.log());
+}
+
+/// A disk that is full from the start is not a reason to crash in a loop: the daemon says what is wrong and how to mend it.
+#[test]
+fn a_disk_that_is_full_at_the_start_ends_with_73_and_a_remedy() {
+    let Some(disk) = SmallDisk::mount("1m") else { return };
+    disk.fill();
+    let mut daemon = Daemon::builder().set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper()).prepare();
+    daemon.spawn();
+    let status = daemon.wait(SOON);
+    assert_eq!(status.code(), Some(73), "{}", daemon.log());
+    assert!(daemon.log().contains("store"), "{}", daemon.log());
+    disk.free();
+    daemon.start();
+}
