@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
@@ -32,13 +33,18 @@ pub struct Cli {
 const AFTER_HELP: &str = "\
 Configuration: --config FILE, else chat-historyd.toml in $CONFIGURATION_DIRECTORY, /etc/chat-historyd or ~/.config/chat-historyd;
 over it the environment (CHAT_HISTORYD__SECTION__KEY). The secret comes from a file, the environment or a systemd credential.
-Exit codes: 0 done, 64 usage, 69 no daemon there, 70 internal failure, 73 cannot create socket or store, 75 already running, 78 configuration.";
+Exit codes: 0 done, 1 doctor found something broken, 64 usage, 69 no daemon there, 70 internal failure, 73 cannot create socket or store, 75 already running, 78 configuration.";
+
+/// The shortest time between two looks at the status.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A subcommand.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Show the main job: play a bundled conversation through a throw-away daemon
     Demo,
+    /// Check everything a running system needs, and say how to mend it: exit code 0 sound, 1 broken
+    Doctor(DoctorArgs),
     /// Send one message to the running daemon
     Send(SendArgs),
     /// Show how the running daemon is
@@ -80,6 +86,29 @@ pub struct StatusArgs {
     /// The daemon's status socket, instead of status.socket of the configuration
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Show it again and again, every 2 s or every TIME ("500ms", "10s"), until it is interrupted
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = pause)]
+    pub watch: Option<Duration>,
+}
+
+/// Arguments of `doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct DoctorArgs {
+    /// Shape of the output
+    #[arg(long, value_enum, default_value_t = DoctorFormat::Text)]
+    pub format: DoctorFormat,
+    /// Also ask whether this device is registered
+    #[arg(long, value_name = "MAC")]
+    pub mac: Option<MacAddress>,
+}
+
+/// Shape of the output of `doctor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum DoctorFormat {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
 }
 
 /// Shape of the output of `status`.
@@ -89,6 +118,13 @@ pub enum StatusFormat {
     Text,
     /// One JSON object.
     Json,
+    /// The metrics in Prometheus' text format.
+    Prometheus,
+}
+
+fn pause(text: &str) -> Result<Duration, String> {
+    let pause = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if pause < SHORTEST_PAUSE { Err("at least 100ms".to_owned()) } else { Ok(pause) }
 }
 
 fn role() -> impl TypedValueParser<Value = ChatType> {
@@ -171,6 +207,19 @@ mod tests {
         {
             assert!(parse(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn the_status_is_watched_every_two_seconds_or_as_told() {
+        let watch = |line: &str| match parse(line).map(|cli| cli.command) {
+            Ok(Some(Command::Status(status))) => Some(status.watch),
+            _ => None,
+        };
+        assert_eq!(watch("status"), Some(None));
+        assert_eq!(watch("status --watch"), Some(Some(Duration::from_secs(2))));
+        assert_eq!(watch("status --watch=250ms --format json"), Some(Some(Duration::from_millis(250))));
+        assert_eq!(watch("status --watch=1ms"), None);
+        assert_eq!(watch("status --watch=soon"), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Wires the parts together, knows everybody, and orders start, reload and shutdown.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
@@ -17,9 +17,11 @@ use crate::history::backup_task::{self, BackupRequests};
 use crate::intake::connection::Surroundings;
 use crate::intake::{Intake, ListenError, Listener, ServerSocket};
 use crate::manager_api::ManagerApi;
-use crate::observe::Metrics;
+use crate::observe::http::{self, Face};
 use crate::observe::logging::{self, LogHandle};
+use crate::observe::rates::{Rates, Sample};
 use crate::observe::status::{self, Overview};
+use crate::observe::{Episode, Mention, Metrics};
 use crate::session::Registry;
 use crate::session::agents::AgentDirectory;
 use crate::store::{Store, StoreError};
@@ -30,7 +32,7 @@ use crate::upload::{Deliveries, Server, Uploader};
 const WORKER_THREADS: usize = 2;
 
 /// How often the supervisor's status line is renewed.
-const STATUS_LINE_EVERY: Duration = Duration::from_secs(15);
+const STATUS_LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// How much longer a start may take each time it says so.
 const START_EXTENSION: Duration = Duration::from_secs(30);
@@ -147,6 +149,8 @@ enum StartError {
     Socket(#[from] ListenError),
     #[error("cannot use a socket: {0}")]
     Runtime(#[from] std::io::Error),
+    #[error(transparent)]
+    Http(#[from] http::CannotListen),
     #[error("{0}")]
     ManagerApi(#[from] crate::manager_api::ManagerApiError),
 }
@@ -155,7 +159,7 @@ impl StartError {
     const fn exit(&self) -> Exit {
         match self {
             Self::Store(StoreError::AlreadyRunning { .. }) | Self::Socket(ListenError::Live(_)) => Exit::AlreadyRunning,
-            Self::Store(_) | Self::Socket(_) | Self::Runtime(_) => Exit::CannotCreate,
+            Self::Store(_) | Self::Socket(_) | Self::Runtime(_) | Self::Http(_) => Exit::CannotCreate,
             Self::ManagerApi(_) => Exit::Configuration,
         }
     }
@@ -191,6 +195,10 @@ impl Daemon {
         let mut status_settings = settings.socket.clone();
         status_settings.path.clone_from(&settings.status.socket);
         let status_socket = ServerSocket::make(&status_settings)?;
+        let http = match settings.status.http_listen {
+            Some(address) => Some(http::listen(address).await?),
+            None => None,
+        };
         let api = manager_api(&settings)?;
         announce(sources, &settings, &socket);
 
@@ -213,6 +221,7 @@ impl Daemon {
             deliveries: deliveries.clone(),
             settings: settings.clone(),
             metrics: Arc::clone(&metrics),
+            refused_lines: Arc::default(),
             draining: CancellationToken::new(),
             cut_off: CancellationToken::new(),
         };
@@ -222,7 +231,10 @@ impl Daemon {
         let overview = Overview {
             store: store.clone(),
             deliveries: deliveries.clone(),
+            registry: registry.clone(),
+            rates: Arc::new(Mutex::new(Rates::new(Instant::now().into_std(), Sample::of(&metrics)))),
             metrics: Arc::clone(&metrics),
+            settings: settings.clone(),
             started: Instant::now(),
         };
 
@@ -235,13 +247,17 @@ impl Daemon {
                 warn!(%failure, "sessions left open by the last run cannot be read: they stay open");
             }
         });
-        let beside = vec![
+        let mut beside = vec![
             tokio::spawn(async move {
                 let _path = status_path;
                 status::serve(status_socket, status).await;
             }),
+            tokio::spawn(overview.clone().sample_rates()),
             tokio::spawn(lookups.run(store.clone(), api_receiver, gate_open)),
         ];
+        if let Some(http) = http {
+            beside.push(tokio::spawn(http::serve(http, Face { overview: overview.clone(), intake: intake.clone() })));
+        }
         Ok(Some(Self {
             listener: tokio::spawn(listener.run(stop_intake.clone())),
             uploader: tokio::spawn(uploader.run()),
@@ -264,6 +280,7 @@ impl Daemon {
     async fn run(mut self, sources: &Sources, log: &LogHandle, signals: &mut Signals) -> Exit {
         systemd::ready();
         info!("ready");
+        let mut stuck = Episode::new();
         let mut status_line = interval(STATUS_LINE_EVERY);
         let watchdog_every = systemd::watchdog().map_or(Duration::from_secs(10), |limit| limit / 3);
         let mut watchdog = interval(watchdog_every.max(Duration::from_millis(100)));
@@ -286,8 +303,17 @@ impl Daemon {
                     wish = signals.next() => Some(wish),
                     beat = self.heartbeat() => {
                         match beat {
-                            Some(true) => systemd::alive(),
-                            Some(false) => warn!("a core task makes no progress: the watchdog is not fed"),
+                            Some(true) => {
+                                systemd::alive();
+                                if let Some(ended) = stuck.ends(std::time::Instant::now()) {
+                                    info!(after = ?ended.lasted, "all core tasks make progress again");
+                                }
+                            }
+                            Some(false) => {
+                                if stuck.occurs(std::time::Instant::now()) != Mention::Silent {
+                                    warn!("a core task makes no progress: the watchdog is not fed");
+                                }
+                            }
                             None => return died("the store's writer"),
                         }
                         None

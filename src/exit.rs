@@ -7,6 +7,8 @@ use std::process::{ExitCode, Termination};
 pub enum Exit {
     /// Everything was done.
     Success,
+    /// 1: `doctor` found something broken.
+    Broken,
     /// 64: the command line makes no sense.
     Usage,
     /// 69: the daemon is not there.
@@ -27,6 +29,7 @@ impl Exit {
     pub const fn code(self) -> u8 {
         match self {
             Self::Success => 0,
+            Self::Broken => 1,
             Self::Usage => 64,
             Self::Unavailable => 69,
             Self::CoreTask => 70,

@@ -4,7 +4,7 @@ use chat_historyd::check_config::check_config;
 use chat_historyd::cli::{Cli, Command};
 use chat_historyd::config::{Environment, Purpose};
 use chat_historyd::exit::Exit;
-use chat_historyd::{daemon, demo, send, status_command};
+use chat_historyd::{daemon, demo, doctor, send, status_command};
 
 fn main() -> Exit {
     let cli = match Cli::read(std::env::args_os()) {
@@ -18,6 +18,9 @@ fn main() -> Exit {
             check_config(&sources, &mut std::io::stdout().lock(), &mut std::io::stderr().lock())
         }
         None => daemon::run(&cli.sources(environment, Purpose::Serve)),
+        Some(Command::Doctor(arguments)) => {
+            doctor::doctor(arguments, &cli.sources(environment, Purpose::Look), &mut std::io::stdout().lock())
+        }
         Some(Command::Demo) => demo::demo(&mut std::io::stdout().lock()),
         Some(Command::Send(arguments)) => send::send(arguments, &cli.sources(environment, Purpose::Look)),
         Some(Command::Status(arguments)) => {

@@ -13,6 +13,7 @@
     clippy::must_use_candidate,
     clippy::missing_errors_doc,
     clippy::doc_markdown,
+    clippy::float_cmp,
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_possible_wrap,
@@ -33,15 +34,19 @@ mod check_config;
 mod commands;
 mod delivery;
 mod disk_faults;
+mod doctor;
 mod fuzz;
 mod hostile_input;
 mod lifecycle;
 mod limits;
 mod livekit;
+mod logging;
+mod metrics;
 mod ordering;
 mod packaging;
 mod recovery;
 mod reload;
 mod security;
+mod status;
 mod support;
 mod support_self;

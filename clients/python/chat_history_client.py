@@ -868,10 +868,11 @@ class ChatHistoryClient:
                         break
                     line = self._waiting.popleft()
                     self._unacked.append(line)
-                    self._written = max(self._written, line.seq)
                     self._out = memoryview(line.data)
                 sent = sock.send(self._out, _NO_SIGNAL)
                 self._out = self._out[sent:]
+                if self._unacked:
+                    self._written = max(self._written, self._unacked[-1].seq)
             more = bool(self._out) or (self._flowing and bool(self._waiting))
         except BlockingIOError:
             more = True

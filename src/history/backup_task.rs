@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, info, warn};
 
 use super::backup::{Backup, BackupError};
 use crate::config::Settings;
-use crate::observe::Metrics;
+use crate::observe::{Ended, Episode, Mention, Metrics};
 use crate::store::{RowId, SessionKey, Store, StoreError};
 
 /// Sessions whose backup is to be written. Asking twice before it is written writes once: bounded by the sessions.
@@ -78,6 +79,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, BackupErro
 pub async fn run(requests: BackupRequests, store: Store, settings: watch::Receiver<Arc<Settings>>, metrics: Arc<Metrics>) {
     let root = settings.borrow().backup.directory.clone();
     let _ = tokio::task::spawn_blocking(move || super::backup::remove_leftovers(&root)).await;
+    let mut trouble = Episode::new();
     loop {
         while let Some(session) = requests.take() {
             let backup = settings.borrow().backup.clone();
@@ -85,11 +87,20 @@ pub async fn run(requests: BackupRequests, store: Store, settings: watch::Receiv
                 continue;
             }
             match back_up(&store, session, backup.directory).await {
-                Ok(()) => metrics.backups_written.increment(),
+                Ok(()) => {
+                    metrics.backups_written.increment();
+                    if let Some(Ended { occurrences, lasted }) = trouble.ends(Instant::now()) {
+                        info!(failures = occurrences, after = ?lasted, "backups can be written again");
+                    }
+                }
                 Err(failure) => {
                     metrics.backup_errors.increment();
-                    if metrics.backup_errors.get().is_power_of_two() {
-                        warn!(%failure, failures = metrics.backup_errors.get(), "a backup cannot be written (the store keeps the session)");
+                    match trouble.occurs(Instant::now()) {
+                        Mention::Began => warn!(%failure, "a backup cannot be written (the store keeps the session)"),
+                        Mention::GoesOn { repeats, lasting } => {
+                            warn!(%failure, failures = repeats, lasting_seconds = lasting.as_secs(), "backups still cannot be written");
+                        }
+                        Mention::Silent => debug!(%failure, "a backup cannot be written"),
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! One producer's connection: reads lines, hands their events to the sessions they name, writes what is to be said.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -9,7 +9,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::binding::{self, Bound};
 use super::flush;
@@ -17,7 +17,7 @@ use super::lines::{LineItem, Lines};
 use super::outbox::Outbox;
 use crate::clock::wall_clock;
 use crate::config::Settings;
-use crate::observe::{Metrics, Skip};
+use crate::observe::{Metrics, Skip, Throttle};
 use crate::protocol::reply::Reply;
 use crate::protocol::{
     Command, DecodeOptions, Flush, Line, LiveKitEvent, Refusal, RefusalCode, SessionIdentity, SessionStart, Target, UnixMillis,
@@ -51,6 +51,8 @@ pub struct Surroundings {
     pub settings: watch::Receiver<Arc<Settings>>,
     /// The books.
     pub metrics: Arc<Metrics>,
+    /// Refused lines are told of once a minute, whoever sends them.
+    pub refused_lines: Arc<Mutex<Throttle>>,
     /// The daemon is stopping: say so, read what is there, end.
     pub draining: CancellationToken,
     /// The time for that is over.
@@ -413,7 +415,14 @@ impl Connection {
         metrics.received.increment();
         metrics.skipped.increment(Skip::Refused);
         metrics.refusals.increment(refusal.code);
-        debug!(code = refusal.code.as_str(), field = refusal.field.as_deref().unwrap_or(""), "a line was refused");
+        let (code, field) = (refusal.code.as_str(), refusal.field.as_deref().unwrap_or(""));
+        let permitted =
+            self.around.refused_lines.lock().unwrap_or_else(PoisonError::into_inner).permits(std::time::Instant::now());
+        if let Some(more) = permitted {
+            warn!(code, field, more, "a line was refused");
+        } else {
+            debug!(code, field, "a line was refused");
+        }
     }
 
     async fn leave_session(&mut self) {

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::connection::{Connection, Surroundings};
 use super::socket::PathGuard;
+use crate::observe::Throttle;
 use crate::protocol::RefusalCode;
 use crate::protocol::reply::Reply;
 
@@ -28,6 +29,7 @@ pub struct Listener {
     around: Surroundings,
     connections: TaskTracker,
     are_you_alive: mpsc::Receiver<oneshot::Sender<()>>,
+    strangers: Throttle,
 }
 
 /// How the daemon reaches the running listener.
@@ -53,7 +55,10 @@ impl Listener {
     #[must_use]
     pub fn new(socket: UnixListener, path: PathGuard, around: Surroundings) -> (Self, Intake) {
         let (ask, are_you_alive) = mpsc::channel(4);
-        (Self { socket, path, around, connections: TaskTracker::new(), are_you_alive }, Intake { ask })
+        (
+            Self { socket, path, around, connections: TaskTracker::new(), are_you_alive, strangers: Throttle::new() },
+            Intake { ask },
+        )
     }
 
     /// Accepts until `stop`, then drains: what the kernel has queued is accepted, the path goes, clients are told and
@@ -70,7 +75,7 @@ impl Listener {
                             info!("connections are accepted again");
                             pause = PAUSE.0;
                         }
-                        welcome(&self.around, &self.connections, stream);
+                        welcome(&self.around, &self.connections, &mut self.strangers, stream);
                     }
                     Err(error) => self.back_off(&error, &mut pause, &stop).await,
                 },
@@ -98,7 +103,7 @@ impl Listener {
     }
 
     async fn drain(self) {
-        let Self { socket, path, around, connections, .. } = self;
+        let Self { socket, path, around, connections, mut strangers, .. } = self;
         // The path goes first: who still found it stands in the queue and is welcomed, who comes later finds nobody. A
         // supervisor's path stays, and with it its queue, which the next daemon may work off as well as this one.
         drop(path);
@@ -107,7 +112,7 @@ impl Listener {
             Ok(socket) => {
                 while let Ok((stream, _)) = socket.accept() {
                     if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) {
-                        welcome(&around, &connections, stream);
+                        welcome(&around, &connections, &mut strangers, stream);
                     }
                 }
             }
@@ -123,7 +128,7 @@ impl Listener {
     }
 }
 
-fn welcome(around: &Surroundings, connections: &TaskTracker, stream: UnixStream) {
+fn welcome(around: &Surroundings, connections: &TaskTracker, strangers: &mut Throttle, stream: UnixStream) {
     let settings = around.settings.borrow().clone();
     let metrics = &around.metrics;
     let allowed = &settings.socket.allowed_uids;
@@ -131,8 +136,8 @@ fn welcome(around: &Surroundings, connections: &TaskTracker, stream: UnixStream)
         let uid = stream.peer_cred().map(|peer| peer.uid());
         if !uid.as_ref().is_ok_and(|uid| allowed.contains(uid)) {
             metrics.peers_refused.increment();
-            if metrics.peers_refused.get().is_power_of_two() {
-                warn!(uid = ?uid.ok(), refused = metrics.peers_refused.get(), "a peer is not in socket.allowed_uids and was refused");
+            if let Some(more) = strangers.permits(std::time::Instant::now()) {
+                warn!(uid = ?uid.ok(), more, "a peer is not in socket.allowed_uids and was refused");
             }
             return;
         }

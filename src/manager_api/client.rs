@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Method, Request, Url};
 
 use super::connection;
 use super::credential::Credential;
 use super::lookup::{self, AgentLookup};
-use super::profile::{ProfileUnknown, ServerProfile};
+use super::profile::{self, ProfileUnknown, ServerProfile};
 use super::report;
 use super::transport::{Taken, WatchedBody, describe, failure, read_body};
 use super::verdict::{Answer, BodyEnd, Verdict, classify, operator, retry_after};
@@ -97,12 +97,24 @@ struct Inner {
     max_content: Option<MaxContent>,
 }
 
+/// What the server says of itself.
+#[derive(Clone, Debug)]
+pub struct ServerLook {
+    /// What it can store, by its own word.
+    pub profile: Result<ServerProfile, ProfileUnknown>,
+    /// Its version, when it names one.
+    pub version: Option<String>,
+    /// Its clock (`Date`).
+    pub date: Option<SystemTime>,
+}
+
 /// An answer as it came off the wire.
 struct Received {
     status: u16,
     body: Vec<u8>,
     end: BodyEnd,
     retry_after: Option<Duration>,
+    date: Option<SystemTime>,
 }
 
 impl Received {
@@ -185,6 +197,23 @@ impl ManagerApi {
         Ok(ServerProfile::from_answer(&received.answer())?.limited(self.0.max_content))
     }
 
+    /// What the server says of itself, whatever is configured. For `doctor`.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    ///
+    /// # Cancel safety
+    /// Nothing is stored, so nothing is lost.
+    pub async fn look(&self) -> Result<ServerLook, String> {
+        let received = self.get(self.0.profile_url.clone(), None).await?;
+        let answer = received.answer();
+        Ok(ServerLook {
+            profile: ServerProfile::from_answer(&answer),
+            version: profile::named_version(&answer),
+            date: received.date,
+        })
+    }
+
     /// The agent of a device. Delivery never waits for it.
     ///
     /// # Cancel safety
@@ -242,8 +271,10 @@ impl ManagerApi {
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| retry_after(value, SystemTime::now()));
+        let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
+        let date = date.and_then(|value| httpdate::parse_http_date(value).ok());
         let (body, end) = read_body(&mut response, ANSWER_CAP_BYTES).await;
-        Ok(Received { status, body, end, retry_after })
+        Ok(Received { status, body, end, retry_after, date })
     }
 }
 

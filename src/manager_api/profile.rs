@@ -110,6 +110,16 @@ impl ServerProfile {
     }
 }
 
+/// The version that an answer of `GET {url}/user/pub-config` names, printable and short; `None` when it names none.
+pub(super) fn named_version(answer: &Answer<'_>) -> Option<String> {
+    if answer.status != 200 || answer.end != BodyEnd::Complete {
+        return None;
+    }
+    let envelope = Envelope::read(answer.body).ok().filter(|envelope| envelope.code() == Some(0))?;
+    let config: PublicConfig = serde_json::from_str(envelope.data()).ok()?;
+    version(&config.version).map(|_| super::envelope::printable(&config.version, 40))
+}
+
 /// What matters of the public configuration.
 #[derive(Deserialize)]
 struct PublicConfig {

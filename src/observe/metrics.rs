@@ -1,117 +1,27 @@
-//! Counters and gauges: plain atomics, counted where the thing happens, read by the status socket.
+//! Counters and gauges: plain atomics, counted where the thing happens, read by the status socket and the HTTP face.
 //!
 //! The books must balance: `received + pending and held at start = delivered + pending + held + rejected + skipped`,
 //! counted in messages (a line that is refused counts as one).
+//!
+//! A metric is one line of the list below: its name is the key in the status, its documentation the help text of the
+//! Prometheus exposition, which names it `chat_historyd_<name>`, with `_total` for counters.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod kinds;
+
+use kinds::Measured;
+pub use kinds::{Buckets, Counter, Family, Gauge, Histogram, Kind, Label, Value};
 
 use crate::protocol::RefusalCode;
 use crate::store::RejectReason;
 
-/// A number that only rises.
-#[derive(Default, Debug)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// One more.
-    pub fn increment(&self) {
-        self.add(1);
-    }
-
-    /// `count` more.
-    pub fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// The number now.
-    #[must_use]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A number that rises and falls.
-#[derive(Default, Debug)]
-pub struct Gauge(AtomicU64);
-
-impl Gauge {
-    /// Sets it.
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    /// `count` more.
-    pub fn add(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// `count` less, never below zero.
-    pub fn subtract(&self, count: u64) {
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(count)));
-    }
-
-    /// The number now.
-    #[must_use]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A label with a fixed set of values.
-pub trait Label: Copy + 'static {
-    /// All values, in order.
-    const ALL: &'static [Self];
-    /// The value as text.
-    fn as_str(self) -> &'static str;
-    /// Its place in [`Self::ALL`].
-    fn index(self) -> usize;
-}
-
-/// A counter per value of a label.
-#[derive(Debug)]
-pub struct Family<L: Label> {
-    counters: Box<[Counter]>,
-    label: std::marker::PhantomData<L>,
-}
-
-impl<L: Label> Default for Family<L> {
-    fn default() -> Self {
-        Self { counters: L::ALL.iter().map(|_| Counter::default()).collect(), label: std::marker::PhantomData }
-    }
-}
-
-impl<L: Label> Family<L> {
-    /// The counter of one value.
-    pub fn add(&self, label: L, count: u64) {
-        if let Some(counter) = self.counters.get(label.index()) {
-            counter.add(count);
-        }
-    }
-
-    /// One more of this value.
-    pub fn increment(&self, label: L) {
-        self.add(label, 1);
-    }
-
-    /// Every value with its number.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        L::ALL.iter().zip(self.counters.iter()).map(|(label, counter)| (label.as_str(), counter.get()))
-    }
-
-    /// All values together.
-    #[must_use]
-    pub fn sum(&self) -> u64 {
-        self.counters.iter().map(Counter::get).sum()
-    }
-}
-
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident as $key:literal { $($(#[$variant_doc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum $name { $($(#[$variant_doc])* $variant),+ }
 
         impl Label for $name {
+            const NAME: &'static str = $key;
             const ALL: &'static [Self] = &[$(Self::$variant),+];
             fn as_str(self) -> &'static str { match self { $(Self::$variant => $text),+ } }
             fn index(self) -> usize { self as usize }
@@ -121,7 +31,7 @@ macro_rules! label {
 
 label! {
     /// Why something received did not become a message.
-    Skip {
+    Skip as "reason" {
         /// Nothing was left of the text.
         Empty = "empty",
         /// Its `(stream, seq)` or `(session, id)` is already there.
@@ -143,7 +53,7 @@ label! {
 
 label! {
     /// How an attempt to report ended.
-    AttemptOutcome {
+    AttemptOutcome as "outcome" {
         /// Stored by the server.
         Accepted = "accepted",
         /// The server does not know the device.
@@ -160,6 +70,7 @@ label! {
 }
 
 impl Label for RefusalCode {
+    const NAME: &'static str = "code";
     const ALL: &'static [Self] = &[
         Self::BadJson,
         Self::BadField,
@@ -179,6 +90,7 @@ impl Label for RefusalCode {
 }
 
 impl Label for RejectReason {
+    const NAME: &'static str = "reason";
     const ALL: &'static [Self] = &Self::ALL;
     fn as_str(self) -> &'static str {
         Self::as_str(self)
@@ -188,35 +100,31 @@ impl Label for RejectReason {
     }
 }
 
-/// The value of a metric.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Value {
-    /// One number.
-    One(u64),
-    /// A number per value of a label.
-    Each(Vec<(&'static str, u64)>),
+/// How long a request takes: from a local server's milliseconds to the longest timeout in use.
+#[derive(Debug)]
+pub struct Seconds;
+
+impl Buckets for Seconds {
+    const BOUNDS: &'static [f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 }
 
-trait Measured {
-    fn value(&self) -> Value;
+/// How many messages a conversation has.
+#[derive(Debug)]
+pub struct Messages;
+
+impl Buckets for Messages {
+    const BOUNDS: &'static [f64] = &[0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
 }
 
-impl Measured for Counter {
-    fn value(&self) -> Value {
-        Value::One(self.get())
-    }
-}
-
-impl Measured for Gauge {
-    fn value(&self) -> Value {
-        Value::One(self.get())
-    }
-}
-
-impl<L: Label> Measured for Family<L> {
-    fn value(&self) -> Value {
-        Value::Each(self.iter().collect())
-    }
+/// What is known of a metric without its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its key in the status.
+    pub name: &'static str,
+    /// What it means.
+    pub help: String,
+    /// What it is.
+    pub kind: Kind,
 }
 
 macro_rules! metrics {
@@ -230,6 +138,16 @@ macro_rules! metrics {
             #[must_use]
             pub fn values(&self) -> Vec<(&'static str, Value)> {
                 vec![$((stringify!($name), self.$name.value()),)+]
+            }
+
+            /// What there is, in the order of its definition.
+            #[must_use]
+            pub fn catalogue() -> Vec<Entry> {
+                vec![$(Entry {
+                    name: stringify!($name),
+                    help: concat!($($doc),+).trim().replace('`', ""),
+                    kind: <$kind as Measured>::KIND,
+                },)+]
             }
         }
     };
@@ -310,8 +228,12 @@ metrics! {
     pub messages_split: Counter,
     /// Messages cut at the content limit.
     pub messages_truncated: Counter,
-    /// Sum of the times of answered attempts, in microseconds.
-    pub attempt_micros: Counter,
+    /// Attempts that failed and are repeated.
+    pub retries: Counter,
+    /// Time from sending a report to the end of its answer, in seconds; reports without an answer are not in it.
+    pub request_duration_seconds: Histogram<Seconds>,
+    /// Length of conversations in messages, taken each time a session ends.
+    pub conversation_messages: Histogram<Messages>,
     /// Times the gate closed.
     pub gate_closings: Counter,
     /// Backups written.

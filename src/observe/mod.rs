@@ -1,9 +1,15 @@
-//! Looks on: metrics, the status socket, logging. Nothing in the flow waits for anything here.
+//! Looks on: metrics, the status socket, the HTTP face, logging. Nothing in the flow waits for anything here.
+
+pub mod conversation;
+pub mod http;
 
 pub mod logging;
 pub mod metrics;
+pub mod prometheus;
+pub mod rates;
 pub mod status;
 pub mod throttle;
 
+pub use conversation::Conversation;
 pub use metrics::{AttemptOutcome, Metrics, Skip};
 pub use throttle::{Ended, Episode, Mention, Throttle};

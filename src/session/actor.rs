@@ -11,9 +11,9 @@ use tracing::{debug, info, warn};
 use super::memory::{Draft, Memory};
 use super::registry::Context;
 use crate::clock::wall_clock;
-use crate::observe::Skip;
+use crate::observe::{Conversation, Skip};
 use crate::protocol::{LiveKitEvent, Message, SessionEnd, SessionIdentity, SessionStart, UnixMillis};
-use crate::store::{Lifecycle, OnSettled, SessionHandle, SessionWrite, Settled, StoreError};
+use crate::store::{Lifecycle, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, StoreError};
 
 /// One line's effect on its session.
 #[derive(Debug)]
@@ -135,14 +135,20 @@ pub(super) struct Actor {
     identity: SessionIdentity,
     inbox: mpsc::Receiver<Box<Input>>,
     memory: Option<Memory>,
+    conversation: Arc<Conversation>,
     /// The framework closed its session: held transcripts are emitted after the idle time even if the connection stays.
     framework_closed: bool,
     taken_anything: bool,
 }
 
 impl Actor {
-    pub(super) fn new(context: Arc<Context>, identity: SessionIdentity, inbox: mpsc::Receiver<Box<Input>>) -> Self {
-        Self { context, identity, inbox, memory: None, framework_closed: false, taken_anything: false }
+    pub(super) fn new(
+        context: Arc<Context>,
+        identity: SessionIdentity,
+        inbox: mpsc::Receiver<Box<Input>>,
+        conversation: Arc<Conversation>,
+    ) -> Self {
+        Self { context, identity, inbox, memory: None, conversation, framework_closed: false, taken_anything: false }
     }
 
     pub(super) async fn run(mut self) {
@@ -225,13 +231,27 @@ impl Actor {
             warn!(session, "the session id holds a ':': one server's download of it will fail (leave it out of session ids)");
         }
         debug!(mac = %self.identity.mac.short(), session, held = opened.held.len(), "session opened");
+        self.count_what_is_there(&opened).await;
         Ok(Memory::restore(opened))
+    }
+
+    /// The length of a conversation that goes on after a restart counts from its beginning.
+    async fn count_what_is_there(&self, opened: &OpenedSession) {
+        let is_new = opened.handle.cursor().row.0 == 0 && opened.handle.pending() == 0 && opened.event_ids.is_empty();
+        let messages = if is_new { 0 } else { self.context.store.message_count(opened.handle.key).await.unwrap_or(0) };
+        self.conversation.restored(&opened.handle, messages);
     }
 
     async fn start(&mut self, start: SessionStart, recorded: UnixMillis) -> Result<u64, BindRefused> {
         self.taken_anything = true;
+        self.conversation.touch();
         self.framework_closed = false;
         let store = self.context.store.clone();
+        let (context, identity) = (Arc::clone(&self.context), self.identity.clone());
+        let unavailable = |error: &StoreError| {
+            context.tell_unopened(&identity, error);
+            BindRefused::Unavailable
+        };
         let memory = self.memory().await.map_err(|error| unavailable(&error))?;
         let mut last_seq = 0;
         if let Some(stream) = &start.stream {
@@ -283,11 +303,13 @@ impl Actor {
 
     async fn take(&mut self, batch: Batch) {
         self.taken_anything = true;
+        self.conversation.touch();
         let Batch { entries, stream, link, recorded, on_settled } = batch;
         let context = Arc::clone(&self.context);
         let weight: u64 = entries.iter().map(|entry| entry.event.weight()).sum();
         let mut closed = self.framework_closed;
         let identity = self.identity.clone();
+        let conversation = Arc::clone(&self.conversation);
         let opened = self.memory().await;
         let refuse = |on_settled: OnSettled| {
             context.metrics.skipped.add(Skip::Overloaded, weight);
@@ -296,7 +318,7 @@ impl Actor {
         let memory = match opened {
             Ok(memory) => memory,
             Err(error) => {
-                warn!(mac = %identity.mac.short(), %error, "a session cannot be opened: its lines are refused");
+                context.tell_unopened(&identity, &error);
                 return refuse(on_settled);
             }
         };
@@ -326,13 +348,14 @@ impl Actor {
                 // What follows an end opens the session again: another write, of the same epoch.
                 info!(mac = %identity.mac.short(), session = identity.session_id.as_str(), "session ended");
                 let next = Draft::new(recorded);
-                let write = std::mem::replace(&mut draft, next).counted(&context.metrics).into_write(memory);
+                let write = std::mem::replace(&mut draft, next).counted(&context.metrics, &conversation).into_write(memory);
                 context.store.append(write).await;
             }
         }
         draft.on_settled = Some(on_settled);
-        let write = draft.counted(&context.metrics).into_write(memory);
+        let write = draft.counted(&context.metrics, &conversation).into_write(memory);
         context.store.append(write).await;
+        debug!(mac = %identity.mac.short(), messages = conversation.messages(), "lines taken");
         self.framework_closed = closed;
     }
 
@@ -344,18 +367,14 @@ impl Actor {
         }
         if !self.has_ended() {
             let context = Arc::clone(&self.context);
+            let conversation = Arc::clone(&self.conversation);
             let Ok(memory) = self.memory().await else { return false };
             let mut draft = Draft::new(wall_clock());
             memory.end(Some("idle".to_owned()), 0, &context.metrics, &mut draft);
-            let write = draft.counted(&context.metrics).into_write(memory);
+            let write = draft.counted(&context.metrics, &conversation).into_write(memory);
             context.store.append(write).await;
             info!(mac = %self.identity.mac.short(), session = self.identity.session_id.as_str(), "session ended: idle");
         }
         abandoned && self.context.leave(&self.identity, &self.inbox)
     }
-}
-
-fn unavailable(error: &StoreError) -> BindRefused {
-    warn!(%error, "a session cannot be opened: its producer must come back");
-    BindRefused::Unavailable
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::actor::Event;
 use super::turns::{Step, Turns};
-use crate::observe::{Metrics, Skip};
+use crate::observe::{Conversation, Metrics, Skip};
 use crate::protocol::{ChatType, LiveKitEvent, Message, Transcript, UnixMillis};
 use crate::store::{
     HeldTranscript, Lifecycle, NewMessage, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, WriterEpoch,
@@ -46,9 +46,13 @@ impl Draft {
         self.skipped.push((reason, count));
     }
 
-    /// Books what was skipped. What an item superseded stays held when the write is refused; what was new in a refused
+    /// Books what was captured and what was skipped. What an item superseded stays held when the write is refused; what was new in a refused
     /// write is booked by the store.
-    pub(super) fn counted(mut self, metrics: &Arc<Metrics>) -> Self {
+    pub(super) fn counted(mut self, metrics: &Arc<Metrics>, conversation: &Conversation) -> Self {
+        let length = conversation.captured(self.messages.len() as u64);
+        if matches!(self.lifecycle, Some(Lifecycle::Ended { .. })) {
+            metrics.conversation_messages.observe_count(length);
+        }
         for (reason, count) in self.skipped.drain(..) {
             metrics.skipped.add(reason, count);
         }
@@ -141,6 +145,9 @@ impl Memory {
             Event::End(end) => {
                 let dropped = end.dropped.unwrap_or(0);
                 metrics.producer_dropped.add(dropped);
+                if dropped > 0 {
+                    tracing::error!(mac = %self.handle.identity.mac.short(), dropped, "the producer lost lines before they reached the daemon");
+                }
                 self.end(end.reason, dropped, metrics, draft);
             }
             Event::Nothing => {}

@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use super::actor::{Actor, Input};
 use super::agents::AgentDirectory;
 use crate::config::Settings;
-use crate::observe::Metrics;
+use crate::observe::{Conversation, Metrics, Throttle};
 use crate::protocol::SessionIdentity;
 use crate::store::{Store, StoreError};
 
@@ -31,7 +32,12 @@ pub struct TooManySessions;
 /// A way to an actor. Whoever holds one keeps the actor from leaving. Its items are boxed: a channel has room for 32 of
 /// them from its first one on, and ten thousand sessions have ten thousand channels.
 #[derive(Clone)]
-pub struct SessionRef(Arc<mpsc::Sender<Box<Input>>>);
+pub struct SessionRef(Arc<Door>);
+
+struct Door {
+    inbox: mpsc::Sender<Box<Input>>,
+    conversation: Arc<Conversation>,
+}
 
 impl SessionRef {
     /// Hands something to the actor; waits while its inbox is full. `false` when the daemon is stopping and the actor
@@ -40,13 +46,13 @@ impl SessionRef {
     /// # Cancel safety
     /// The input is either handed over or dropped.
     pub async fn send(&self, input: Input) -> bool {
-        self.0.send(Box::new(input)).await.is_ok()
+        self.0.inbox.send(Box::new(input)).await.is_ok()
     }
 
     /// Hands over the last input of this holder, who has let go when the actor sees it: an actor that asks whether
     /// anybody holds on to it must not count the one who just said goodbye.
     pub(crate) async fn send_and_leave(self, input: Input) {
-        let sender = mpsc::Sender::clone(&self.0);
+        let sender = mpsc::Sender::clone(&self.0.inbox);
         if let Ok(room) = sender.reserve_owned().await {
             drop(self);
             room.send(Box::new(input));
@@ -60,6 +66,8 @@ pub(super) struct Context {
     pub(super) settings: watch::Receiver<Arc<Settings>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) agents: AgentDirectory,
+    /// Sessions that cannot be opened are told of once a minute.
+    pub(super) unopened: Mutex<Throttle>,
     pub(super) sessions: Mutex<HashMap<SessionIdentity, SessionRef>>,
 }
 
@@ -81,6 +89,14 @@ impl Context {
         false
     }
 
+    /// Tells that a session cannot be opened: once a minute, with how many more there were.
+    pub(super) fn tell_unopened(&self, identity: &SessionIdentity, error: &StoreError) {
+        let more = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).permits(Instant::now());
+        if let Some(more) = more {
+            warn!(mac = %identity.mac.short(), %error, more, "a session cannot be opened: its lines are refused, its producer must come back");
+        }
+    }
+
     /// Whether a producer holds on to the session.
     pub(super) fn has_users(&self, identity: &SessionIdentity) -> bool {
         self.sessions().get(identity).is_some_and(|session| Arc::strong_count(&session.0) > 1)
@@ -98,7 +114,7 @@ impl Registry {
     /// A registry without sessions.
     #[must_use]
     pub fn new(store: Store, settings: watch::Receiver<Arc<Settings>>, metrics: Arc<Metrics>, agents: AgentDirectory) -> Self {
-        let context = Context { store, settings, metrics, agents, sessions: Mutex::default() };
+        let context = Context { store, settings, metrics, agents, unopened: Mutex::default(), sessions: Mutex::default() };
         Self { context: Arc::new(context), actors: TaskTracker::new() }
     }
 
@@ -115,13 +131,20 @@ impl Registry {
             return Err(TooManySessions);
         }
         let (sender, inbox) = mpsc::channel(INBOX_BATCHES);
-        let session = SessionRef(Arc::new(sender));
+        let conversation = Arc::new(Conversation::new(identity.clone()));
+        let session = SessionRef(Arc::new(Door { inbox: sender, conversation: Arc::clone(&conversation) }));
         sessions.insert(identity.clone(), session.clone());
         self.context.metrics.sessions_open.set(sessions.len() as u64);
         drop(sessions);
-        let actor = Actor::new(Arc::clone(&self.context), identity.clone(), inbox);
+        let actor = Actor::new(Arc::clone(&self.context), identity.clone(), inbox, conversation);
         self.actors.spawn(actor.run());
         Ok(session)
+    }
+
+    /// The sessions in memory.
+    #[must_use]
+    pub fn conversations(&self) -> Vec<Arc<Conversation>> {
+        self.context.sessions().values().map(|session| Arc::clone(&session.0.conversation)).collect()
     }
 
     /// Sessions that were open in the store when the daemon started get an idle time from now on; those to which no

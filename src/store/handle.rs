@@ -313,6 +313,17 @@ impl Store {
         Ok(messages)
     }
 
+    /// How many messages of a session the database holds, by its index alone.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn message_count(&self, key: SessionKey) -> Result<u64, StoreError> {
+        self.shared().readers.spawn(move |connection| reads::message_count(connection, key)).await
+    }
+
     /// How the store is.
     #[must_use]
     pub fn health(&self) -> StoreHealth {

@@ -65,6 +65,13 @@ fn pending_message(stored: &StoredMessage<'_>) -> PendingMessage {
     }
 }
 
+/// How many messages a session has.
+pub(super) fn message_count(connection: &Connection, key: SessionKey) -> rusqlite::Result<u64> {
+    let sql = "SELECT count(*) FROM messages INDEXED BY messages_by_session WHERE session = ?1";
+    let count: i64 = cached(connection, sql)?.query_row(params![key.0], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
+}
+
 /// Sessions with rows after their cursor, by key.
 pub(super) fn backlog(connection: &Connection, after: SessionKey, limit: usize) -> rusqlite::Result<Vec<Found>> {
     let mut statement = cached(

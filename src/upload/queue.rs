@@ -13,6 +13,7 @@ use super::backoff::Backoff;
 use super::deliveries::Delivered;
 use super::due::{Backlog, DueRule};
 use super::poison::Strikes;
+use crate::observe::{Ended, Episode};
 use crate::store::{Committed, SessionHandle, SessionKey};
 
 /// All sessions with undelivered messages.
@@ -45,6 +46,8 @@ pub(super) struct Entry {
     /// Failed attempts in a row.
     pub(super) failures: u32,
     pub(super) strikes: Strikes,
+    /// Its reports fail.
+    pub(super) trouble: Episode,
     pub(super) backoff: Option<Box<Backoff>>,
     pub(super) committing: Option<Committed>,
     stage: Stage,
@@ -240,6 +243,7 @@ impl Entry {
             accepted: 0,
             failures: 0,
             strikes: Strikes::default(),
+            trouble: Episode::new(),
             backoff: None,
             committing: None,
             stage: Stage::Idle,
@@ -247,11 +251,12 @@ impl Entry {
         }
     }
 
-    /// Something went through: what went wrong before is forgotten.
-    pub(super) fn forgive(&mut self) {
+    /// Something went through: what went wrong before is forgotten. Answers what is over now.
+    pub(super) fn forgive(&mut self, now: Instant) -> Option<Ended> {
         self.failures = 0;
         self.strikes.reset();
         self.backoff = None;
+        self.trouble.ends(now.into_std())
     }
 
     pub(super) const fn is_backing_off(&self) -> bool {

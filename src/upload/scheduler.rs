@@ -4,6 +4,7 @@
 mod judge;
 mod requests;
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,7 +25,7 @@ use super::turn::{Progress, TURN_MESSAGES, Turn, TurnEnd};
 use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::manager_api::{ManagerApi, ProfileUnknown, ServerProfile, Verdict};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, Throttle};
 use crate::protocol::UnixMillis;
 use crate::store::{Arrival, BacklogSession, SessionKey, Store, StoreError};
 
@@ -60,6 +61,7 @@ pub struct Uploader {
     profile: Profile,
     queue: Queue,
     devices: Devices,
+    unreadable: Throttle,
     work: JoinSet<Done>,
     sending: usize,
     /// What was said of the secret at the last knock: said once.
@@ -130,6 +132,7 @@ impl Uploader {
             profile: Profile { known: None, ask: true, asking: false, knocks: false, question: 0, asked: Instant::now() },
             queue: Queue::default(),
             devices: Devices::default(),
+            unreadable: Throttle::new(),
             work: JoinSet::new(),
             sending: 0,
             secret_unreadable: None,
@@ -344,6 +347,7 @@ impl Uploader {
                 knocks,
                 expire_before,
                 committing: entry.committing.take(),
+                losses: BTreeMap::new(),
             };
             self.sending += 1;
             self.work.spawn(async move { Done::Turn(key, knocks, turn.run().await) });

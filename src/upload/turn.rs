@@ -1,10 +1,11 @@
 //! One turn of one session: its pending messages, strictly in order, one report in flight.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tracing::debug;
+use tracing::{debug, error};
 
 use crate::config::{OnLongContent, Settings};
 use crate::manager_api::{
@@ -58,6 +59,8 @@ pub struct Turn {
     pub expire_before: Option<UnixMillis>,
     /// The cursor commit of the session's last report, when the turn before left it open.
     pub committing: Option<Committed>,
+    /// Messages given up, by reason.
+    pub losses: BTreeMap<&'static str, u64>,
 }
 
 /// What came of a turn.
@@ -118,6 +121,9 @@ impl Turn {
             outcome => outcome,
         };
         end.committing = self.committing.take();
+        for (reason, messages) in &self.losses {
+            error!(mac = %self.handle.identity.mac.short(), reason, messages, "messages are rejected: they will never be delivered");
+        }
         end
     }
 
@@ -271,7 +277,7 @@ impl Turn {
     fn book(&self, attempt: &Attempt) {
         self.metrics.attempts.increment(attempt.verdict.outcome());
         if attempt.status.is_some() {
-            self.metrics.attempt_micros.add(u64::try_from(attempt.elapsed.as_micros()).unwrap_or(u64::MAX));
+            self.metrics.request_duration_seconds.observe_duration(attempt.elapsed);
         }
         if attempt.verdict.is_ambiguous() {
             self.metrics.ambiguous.increment();
@@ -287,6 +293,9 @@ impl Turn {
 
     /// Goes on to the next row without having sent this one.
     async fn pass(&mut self, row: RowId, passed: Passed) {
+        for (_, rejection) in &passed.rejected {
+            *self.losses.entry(rejection.reason.as_str()).or_default() += 1;
+        }
         let last_report = self.handle.cursor().last_report;
         self.advance(Cursor { row, offset: 0, last_report }, passed).await;
     }

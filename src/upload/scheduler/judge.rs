@@ -8,6 +8,7 @@ use tracing::{debug, error, info, warn};
 use super::{UNKNOWN_DEVICE, UNREADABLE_PAUSE, Uploader, now, random};
 use crate::clock::wall_clock;
 use crate::manager_api::Verdict;
+use crate::observe::Mention;
 use crate::protocol::MacAddress;
 use crate::store::{Cursor, Passed, RejectReason, Rejection, SessionKey};
 use crate::upload::backoff::Backoff;
@@ -32,11 +33,14 @@ impl Uploader {
             entry.committing = committing;
             entry.passed += passed;
             entry.accepted += reports;
-            if reports > 0 || passed > 0 {
-                entry.forgive();
-            }
             let mac = entry.handle.identity.mac;
+            if (reports > 0 || passed > 0)
+                && let Some(ended) = entry.forgive(Instant::now())
+            {
+                info!(mac = %mac.short(), failures = ended.occurrences, after = ?ended.lasted, "the session's reports go through again");
+            }
             if reports > 0 {
+                info!(mac = %mac.short(), reports, pending = entry.handle.pending(), "batch delivered");
                 self.device_is_known(mac);
             }
             // Nothing was left to try with, or the next message of this session is not the oldest that waits.
@@ -71,7 +75,9 @@ impl Uploader {
             Outcome::Failed(failure) => self.failed(key, &failure),
             Outcome::Unregistered => self.park(key, mac),
             Outcome::Unreadable(error) => {
-                warn!(mac = %mac.short(), %error, "a session cannot be read and is held");
+                if let Some(more) = self.unreadable.permits(now()) {
+                    warn!(mac = %mac.short(), %error, more, "a session cannot be read and is held");
+                }
                 if let Some(entry) = self.queue.get(key) {
                     entry.refuse_waiters("the store cannot be read");
                 }
@@ -126,7 +132,7 @@ impl Uploader {
         let rejection = Rejection { reason: RejectReason::RefusedByServer, answer: Some(answer.to_owned()) };
         entry.committing = Some(self.store.advance(&entry.handle, cursor, Passed::rejected(failure.row, rejection)));
         entry.passed += 1;
-        entry.forgive();
+        let _ = entry.forgive(Instant::now());
         entry.urgent = true;
         true
     }
@@ -138,6 +144,7 @@ impl Uploader {
         let upload = &settings.upload;
         let Some(entry) = self.queue.get(key) else { return };
         entry.failures += 1;
+        self.metrics.retries.increment();
         entry.urgent = true;
         entry.order = wall_clock().0;
         let delay = if entry.failures > upload.retry_attempts {
@@ -151,7 +158,14 @@ impl Uploader {
             // That was said when the gate closed, once.
             debug!(%mac, failures, again_in = ?delay, reason, "a report failed and is repeated");
         } else {
-            warn!(%mac, failures, again_in = ?delay, reason, "a report failed and is repeated");
+            match entry.trouble.occurs(now()) {
+                Mention::Began => warn!(%mac, again_in = ?delay, reason, "a report failed and is repeated"),
+                Mention::GoesOn { repeats, lasting } => {
+                    let lasting_seconds = lasting.as_secs();
+                    warn!(%mac, failures = repeats, lasting_seconds, again_in = ?delay, reason, "the session's reports still fail");
+                }
+                Mention::Silent => debug!(%mac, failures, again_in = ?delay, reason, "a report failed again"),
+            }
         }
         self.queue.back_off(key, delay);
     }

@@ -85,7 +85,7 @@ impl Uploader {
             backing_off: self.queue.entries().filter(|entry| entry.is_backing_off()).count(),
             devices_waiting: self.devices.count(),
             strikes: self.queue.entries().map(|entry| entry.strikes.most()).max().unwrap_or(0),
-            oldest: self.queue.entries().map(|entry| entry.since).min(),
+            oldest: self.queue.entries().filter(|entry| entry.handle.pending() > 0).map(|entry| entry.since).min(),
         }
     }
 }

@@ -225,6 +225,79 @@ def test_after_a_reconnect_it_waits_for_ready_before_it_sends(path: str) -> None
     assert first.archive.contents() == numbers(3)
 
 
+def test_an_acknowledgement_of_what_was_never_sent_discards_nothing(path: str) -> None:
+    async def agent() -> None:
+        client = ChatHistoryClient(path)
+        client.attach(None, session_id="room")
+        client.message(1, "0")
+        await until(lambda: client.stats.acked == 1)
+        first.kill()
+        second = Peer(path, first.archive)
+        second.greets = False
+        second.start()
+        client.message(1, "1")
+        await until(lambda: len(second.read) == 1)
+        second.say({"type": "ack", "seq": 1_000_000})
+        await asyncio.sleep(0.05)
+        assert client.stats.pending == 1
+        second.say({"type": "ready", "last_seq": 1_000_000})
+        assert await client.aclose(timeout=20)
+        second.kill()
+
+    first = Peer(path).start()
+    asyncio.run(agent())
+    assert first.archive.contents() == numbers(2)
+
+
+def test_a_backlog_goes_out_even_if_no_acknowledgement_comes(path: str) -> None:
+    async def agent() -> None:
+        client = ChatHistoryClient(path)
+        client.attach(None, session_id="room")
+        for n in range(500):
+            client.message(1, str(n))
+        with peer_at(path) as peer:
+            peer.acks.clear()
+            await until(lambda: len(peer.read) == 501)
+            assert client.stats.acked == 0
+
+    asyncio.run(agent())
+
+
+def test_what_was_dropped_and_died_with_a_connection_is_counted_as_lost(path: str) -> None:
+    archive = Archive()
+
+    async def agent() -> None:
+        client = ChatHistoryClient(path, max_lines=10)
+        client.attach(None, session_id="room")
+        for n in range(30):
+            client.message(1, str(n))
+        await until(lambda: len(first.read) == 31)
+        first.kill()  # it had read them all and made none durable
+        with peer_at(path, archive):
+            assert await client.aclose(timeout=20)
+        assert len(archive.all()) == 10
+        assert (client.stats.acked, client.stats.dropped) == (10, 21)
+        assert archive.all()[-1]["dropped"] == 21
+
+    first = Peer(path, archive)
+    first.acks.clear()
+    first.start()
+    asyncio.run(agent())
+
+
+def test_without_a_loop_memory_is_freed_as_acknowledgements_come(path: str) -> None:
+    client = ChatHistoryClient(path)
+    with peer_at(path) as peer:
+        client.attach(None, session_id="room")
+        for n in range(10):
+            client.message(1, str(n))
+        eventually(lambda: len(peer.archive.contents()) == 10)
+        time.sleep(0.02)  # the acknowledgement is on its way
+        for n in range(10, 14):
+            client.message(1, str(n))
+        assert client.stats.acked >= 10
+
+
 def test_a_daemon_that_lost_its_store_gets_what_is_still_here(path: str) -> None:
     async def agent() -> None:
         client = ChatHistoryClient(path)
@@ -404,6 +477,25 @@ def test_a_refused_introduction_loses_no_line(path: str, caplog: pytest.LogCaptu
         asyncio.run(agent())
     assert peer.archive.contents() == ["kept"]
     assert "bad_field for mac_address" in caplog.text
+
+
+def test_a_fatal_answer_ends_the_connection_even_if_the_daemon_is_slow_to_close_it(path: str) -> None:
+    def overloaded_once(line: Any) -> Any:
+        if line["type"] != "session_start" and peer.connections == 1:  # and reads no further there
+            return b'{"type":"error","code":"overloaded","seq":1,"fatal":true}\n'  # bytes: the peer does not close
+        return None
+
+    async def agent() -> None:
+        client = ChatHistoryClient(path)
+        client.attach(None, session_id="room")
+        client.message(1, "kept")
+        assert await client.aclose(timeout=20)
+        assert client.stats.connects == 2
+
+    with peer_at(path) as peer:
+        peer.answer = overloaded_once
+        asyncio.run(agent())
+    assert peer.archive.contents()[-1:] == ["kept"]
 
 
 def test_a_full_daemon_is_asked_again(path: str) -> None:

@@ -1,0 +1,186 @@
+//! Whether a daemon serves, and what it says of itself.
+
+use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::finding::Finding;
+use crate::config::Settings;
+use crate::status_command::ask;
+
+/// How long the daemon may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The most that is read of its answer.
+const MAX_ANSWER_BYTES: u64 = 64 * 1024;
+
+pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
+    let mut findings = vec![socket(&settings.socket.path)];
+    match ask(&settings.status.socket) {
+        Ok(status) => findings.extend(told(&status)),
+        Err(error) => findings.push(unanswered("status", &settings.status.socket, &error)),
+    }
+    findings
+}
+
+fn socket(path: &Path) -> Finding {
+    match ping(path) {
+        Ok(()) => Finding::sound("socket", format!("a daemon answers at {}", path.display())),
+        Err(error) => unanswered("socket", path, &error),
+    }
+}
+
+fn ping(path: &Path) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"{\"type\":\"ping\",\"id\":\"doctor\"}\n")?;
+    for line in BufReader::new(stream.take(MAX_ANSWER_BYTES)).split(b'\n') {
+        let answer: Value = serde_json::from_slice(&line?).map_err(Error::other)?;
+        match answer.get("type").and_then(Value::as_str) {
+            Some("pong") => return Ok(()),
+            Some("error") => {
+                return Err(Error::other(answer.get("code").and_then(Value::as_str).unwrap_or("an error").to_owned()));
+            }
+            _ => {}
+        }
+    }
+    Err(Error::new(ErrorKind::UnexpectedEof, "it hung up without an answer"))
+}
+
+fn unanswered(check: &'static str, path: &Path, error: &Error) -> Finding {
+    let shown = path.display();
+    match error.kind() {
+        ErrorKind::NotFound => {
+            let mend =
+                "start the daemon (systemctl start chat-historyd); if it runs, doctor looks at other settings than it does";
+            Finding::broken(check, format!("there is no socket at {shown}"), mend)
+        }
+        ErrorKind::ConnectionRefused => {
+            let mend = "start the daemon (systemctl start chat-historyd): it replaces the stale socket";
+            Finding::broken(check, format!("nobody listens at {shown} any more"), mend)
+        }
+        ErrorKind::PermissionDenied => {
+            let mend = "run doctor as root or as the daemon's user, or join its group (chat-history)";
+            Finding::broken(check, format!("this user may not connect to {shown}"), mend)
+        }
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            let mend = "the daemon may be starting or stuck: look at its log (journalctl -u chat-historyd)";
+            Finding::broken(check, format!("the daemon at {shown} does not answer within {} s", PATIENCE.as_secs()), mend)
+        }
+        _ => {
+            let mend = "look at the daemon's log (journalctl -u chat-historyd)";
+            Finding::broken(check, format!("the daemon at {shown} gives no good answer: {error}"), mend)
+        }
+    }
+}
+
+/// What the status tells of troubles.
+fn told(status: &Value) -> Vec<Finding> {
+    let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let number = |pointer: &str| status.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let mut findings = Vec::new();
+    let ours = concat!("chat-historyd/", env!("CARGO_PKG_VERSION"));
+    if text("/daemon") == ours {
+        findings.push(Finding::sound("status", format!("{ours} runs for {} s", number("/uptime_seconds"))));
+    } else {
+        let what = format!("{} runs, and {ours} is installed", text("/daemon"));
+        findings.push(Finding::advice("status", what, "restart the daemon"));
+    }
+    findings.push(match text("/gate/state") {
+        "closed" => {
+            let (kind, reason, since) = (text("/gate/kind"), text("/gate/reason"), number("/gate/since_seconds"));
+            let what = format!("nothing has been sent for {since} s ({kind}: {reason}); {} messages wait", number("/pending"));
+            Finding::broken("gate", what, "nothing is lost: mend what the findings about the Manager API name")
+        }
+        "open" => Finding::sound("gate", "messages are sent".to_owned()),
+        _ => Finding::advice("gate", "the running daemon has no manager_api.url".to_owned(), "set it and reload the daemon"),
+    });
+    if let Some(what) = status.pointer("/store/failing/what").and_then(Value::as_str) {
+        let what =
+            format!("the daemon has not been able to write its store for {} s: {what}", number("/store/failing/since_seconds"));
+        findings.push(Finding::broken("writing", what, "mend the disk; messages stand in memory meanwhile (store.shelf_bytes)"));
+    }
+    if status.pointer("/store/full").and_then(Value::as_bool) == Some(true) {
+        let what = "the store is full: nothing is taken in".to_owned();
+        findings.push(Finding::broken("writing", what, "raise store.max_bytes, or mend the delivery"));
+    }
+    let devices = number("/upload/devices_waiting");
+    if devices > 0 {
+        let mend = "register them at the Manager API; after upload.unknown_device_hold their messages are rejected";
+        findings.push(Finding::advice(
+            "devices",
+            format!("the server does not know {devices} devices: their messages wait"),
+            mend,
+        ));
+    }
+    let strikes = number("/upload/strikes");
+    if strikes > 0 {
+        let what = format!("the server has refused a message {strikes} times while it took others");
+        findings.push(Finding::advice(
+            "refused",
+            what,
+            "look at the server's log; upload.poison_attempts refusals reject the message",
+        ));
+    }
+    let rejected: u64 = status
+        .pointer("/metrics/rejected")
+        .and_then(Value::as_object)
+        .map_or(0, |reasons| reasons.values().filter_map(Value::as_u64).sum());
+    if rejected > 0 {
+        let what = format!("{rejected} messages were rejected since the daemon started and are not at the server");
+        findings.push(Finding::advice("rejected", what, "chat-historyd status tells the reasons; they stay in the store"));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Level;
+    use serde_json::json;
+
+    #[test]
+    fn every_trouble_of_the_status_is_a_finding() {
+        let status = json!({
+            "daemon": "chat-historyd/0.0.1",
+            "gate": { "state": "closed", "kind": "operator", "reason": "why", "since_seconds": 7 },
+            "pending": 3,
+            "upload": { "devices_waiting": 2, "strikes": 1 },
+            "store": { "failing": { "what": "no space", "since_seconds": 5 }, "full": true },
+            "metrics": { "rejected": { "invalid": 1, "damaged": 3 } },
+        });
+        let found: Vec<(&str, Level)> = told(&status).iter().map(|finding| (finding.check, finding.level)).collect();
+        assert_eq!(
+            found,
+            [
+                ("status", Level::Advice),
+                ("gate", Level::Broken),
+                ("writing", Level::Broken),
+                ("writing", Level::Broken),
+                ("devices", Level::Advice),
+                ("refused", Level::Advice),
+                ("rejected", Level::Advice),
+            ]
+        );
+        assert!(told(&status).iter().any(|finding| finding.what.contains("4 messages were rejected")));
+    }
+
+    #[test]
+    fn each_way_of_not_answering_has_its_own_remedy() {
+        let path = Path::new("/x.sock");
+        let kinds = [
+            ErrorKind::NotFound,
+            ErrorKind::ConnectionRefused,
+            ErrorKind::PermissionDenied,
+            ErrorKind::WouldBlock,
+            ErrorKind::Other,
+        ];
+        let mut said: Vec<String> = kinds.iter().map(|kind| unanswered("socket", path, &(*kind).into()).what).collect();
+        said.dedup();
+        assert_eq!(said.len(), kinds.len());
+    }
+}

@@ -1,0 +1,188 @@
+//! The Manager API: reachable, the right path, the right secret, the time unit, the clock, a device.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use super::finding::Finding;
+use crate::config::{ManagerApiSettings, SecretSource};
+use crate::manager_api::{AgentLookup, ManagerApi, ServerLook, ServerProfile, Verdict};
+use crate::protocol::MacAddress;
+
+/// A difference that shows in transcripts.
+const SKEW_NOTICED: Duration = Duration::from_secs(60);
+
+/// A difference at which the daemon no longer believes the times of events.
+const SKEW_BROKEN: Duration = Duration::from_secs(24 * 3600);
+
+/// The unit's credential while the service runs, which only systemd hands to the daemon itself.
+const CREDENTIAL_OF_THE_UNIT: &str = "/run/credentials/chat-historyd.service/manager-api-secret";
+
+pub(super) fn examine(settings: &ManagerApiSettings, mac: Option<MacAddress>) -> Vec<Finding> {
+    if settings.url.is_none() {
+        let what = "no manager_api.url is set: history is only kept here".to_owned();
+        return vec![Finding::advice(
+            "reachable",
+            what,
+            "set it, with the context path (/toy or /xiaozhi), and reload the daemon",
+        )];
+    }
+    let mut settings = settings.clone();
+    let credential = PathBuf::from(CREDENTIAL_OF_THE_UNIT);
+    if settings.secret.is_none() && credential.exists() {
+        settings.secret = Some(SecretSource::Credential(credential));
+    }
+    let mut findings: Vec<Finding> = secret(settings.secret.as_ref()).into_iter().collect();
+    let api = match ManagerApi::new(&settings) {
+        Ok(api) => api,
+        Err(error) => {
+            findings.push(Finding::broken("reachable", error.to_string(), "mend the setting it names"));
+            return findings;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            findings.push(Finding::broken("reachable", format!("doctor cannot use the network: {error}"), "try it again"));
+            return findings;
+        }
+    };
+    runtime.block_on(ask(&settings, &api, mac, &mut findings));
+    findings
+}
+
+/// What is wrong with the secret on this side.
+fn secret(source: Option<&SecretSource>) -> Option<Finding> {
+    let Some(source) = source else {
+        let mend = "set manager_api.secret_file, or put it into the credential manager-api-secret of the unit";
+        return Some(Finding::broken("secret", "there is no server secret".to_owned(), mend));
+    };
+    if let Err(error) = source.read() {
+        return Some(Finding::broken("secret", error.to_string(), error.hint()));
+    }
+    source.is_exposed().then(|| {
+        let path = source.path().map(|path| path.display().to_string()).unwrap_or_default();
+        Finding::advice("secret", format!("others may read {path}"), "chmod 600 it")
+    })
+}
+
+async fn ask(settings: &ManagerApiSettings, api: &ManagerApi, mac: Option<MacAddress>, findings: &mut Vec<Finding>) {
+    let url = settings.url.as_deref().unwrap_or_default();
+    let look = match api.look().await {
+        Ok(look) => look,
+        Err(reason) => {
+            let mend = "check host and port of manager_api.url, name resolution, the network, manager_api.proxy and ca_file";
+            findings.push(Finding::broken("reachable", format!("{url} does not answer: {reason}"), mend));
+            return;
+        }
+    };
+    findings.push(Finding::sound("reachable", format!("{url} answers")));
+    let has_secret = findings.iter().all(|finding| finding.check != "secret" || finding.mend.starts_with("chmod"));
+    if has_secret {
+        findings.extend(door(&look, &api.probe().await));
+    }
+    findings.push(version(settings, &look));
+    findings.extend(look.date.map(|date| clock(date, SystemTime::now())));
+    if let Some(mac) = mac {
+        findings.push(device(mac, api.agent_id(mac).await));
+    }
+}
+
+/// Path and secret, from what an empty report is answered with.
+fn door(look: &ServerLook, probe: &Verdict) -> Vec<Finding> {
+    // Only the API itself names its version: then the path is right, whatever it thinks of the secret.
+    let path_is_right = look.version.is_some();
+    let path = || Finding::sound("path", "the context path of manager_api.url is right".to_owned());
+    match probe {
+        probe if probe.proves_open() => {
+            vec![path(), Finding::sound("secret", "the server takes the secret".to_owned())]
+        }
+        Verdict::Operator { reason } if path_is_right => {
+            let mend = "put the API's system parameter server.secret where the daemon reads it, then reload the daemon \
+                        (a systemd credential needs a restart)";
+            vec![path(), Finding::broken("secret", reason.clone(), mend)]
+        }
+        Verdict::Operator { reason } => {
+            let mend = "give manager_api.url its context path (/toy or /xiaozhi) and no more, and check what stands before the \
+                        server; if the path is right, the secret is wrong";
+            vec![Finding::broken("path", reason.clone(), mend)]
+        }
+        other => {
+            let mend = "look at the server's log; the daemon goes on by itself when the server is well";
+            vec![Finding::broken("answers", format!("the server is in trouble: {}", other.text()), mend)]
+        }
+    }
+}
+
+fn version(settings: &ManagerApiSettings, look: &ServerLook) -> Finding {
+    let fixed = ServerProfile::fixed(settings);
+    match (&look.profile, fixed) {
+        (Ok(found), Some(fixed)) if found.unit != fixed.unit => {
+            let what =
+                format!("the server wants {} and manager_api.report_time_unit says {}", found.unit.as_str(), fixed.unit.as_str());
+            Finding::broken("time_unit", what, "set manager_api.report_time_unit = \"auto\"")
+        }
+        (Ok(found), _) => {
+            let version = look.version.as_deref().unwrap_or("before 0.9.3, for it does not say");
+            Finding::sound("time_unit", format!("the server's version is {version}: times in {}", found.unit.as_str()))
+        }
+        (Err(unknown), Some(fixed)) => {
+            let what = format!("{unknown}; it is sent {} as configured", fixed.unit.as_str());
+            Finding::advice("time_unit", what, "make sure that manager_api.report_time_unit fits the server's version")
+        }
+        (Err(unknown), None) => {
+            let mend = "nothing is sent until the server says its version clearly, or manager_api.report_time_unit is set";
+            Finding::broken("time_unit", unknown.to_string(), mend)
+        }
+    }
+}
+
+fn clock(server: SystemTime, here: SystemTime) -> Finding {
+    let (skew, side) = match here.duration_since(server) {
+        Ok(ahead) => (ahead, "ahead of"),
+        Err(behind) => (behind.duration(), "behind"),
+    };
+    let what = format!("this clock is {} s {side} the server's", skew.as_secs());
+    let mend = "set the clock (timedatectl set-ntp true)";
+    if skew >= SKEW_BROKEN {
+        Finding::broken("clock", what, mend)
+    } else if skew >= SKEW_NOTICED {
+        Finding::advice("clock", what, mend)
+    } else {
+        Finding::sound("clock", "this clock and the server's agree".to_owned())
+    }
+}
+
+fn device(mac: MacAddress, lookup: AgentLookup) -> Finding {
+    match lookup {
+        AgentLookup::Found(agent) => Finding::sound("device", format!("{mac} is registered with agent {agent}")),
+        AgentLookup::None => {
+            let mend = "register the device and give it an agent: until then its messages wait";
+            Finding::broken("device", format!("the server knows no agent of {mac}"), mend)
+        }
+        AgentLookup::NoEndpoint => {
+            let mend = "look it up in the server's own console";
+            Finding::advice("device", format!("this server does not tell whether {mac} is registered"), mend)
+        }
+        AgentLookup::Failed { reason } => Finding::advice(
+            "device",
+            format!("whether {mac} is registered cannot be told: {reason}"),
+            "mend the findings above first",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Level;
+
+    #[test]
+    fn a_clock_is_judged_by_its_distance_in_both_directions() {
+        let now = SystemTime::now();
+        for (seconds, level) in [(0, Level::Sound), (59, Level::Sound), (61, Level::Advice), (90_000, Level::Broken)] {
+            let skew = Duration::from_secs(seconds);
+            assert_eq!(clock(now + skew, now).level, level, "{seconds} s behind");
+            assert_eq!(clock(now - skew, now).level, level, "{seconds} s ahead");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The HTTP face, off unless `status.http_listen` is set: `/metrics`, `/healthz` and `/readyz`.
+//!
+//! Promises: it only reads; at most [`AT_ONCE`] connections, each for one request and at most [`PATIENCE`]; nothing of a
+//! request's body is read. Refuses: other methods than GET and HEAD, other paths, and to hold up anything else.
+//! `/healthz` asks whether the core tasks go round: what a supervisor restarts for. `/readyz` asks whether messages are
+//! taken in durably; a closed gate is told, yet no reason to send producers away, for nothing is lost meanwhile.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::prometheus;
+use super::status::Overview;
+use crate::intake::Intake;
+
+/// Connections served at once; more are closed at once.
+const AT_ONCE: usize = 16;
+
+/// Time a connection gets in all.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time the core tasks get to go round.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// The most of a request's head that is read.
+const HEAD_BYTES: usize = 16 * 1024;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// What is asked.
+#[derive(Clone)]
+pub struct Face {
+    /// How everything is.
+    pub overview: Overview,
+    /// The accept loop.
+    pub intake: Intake,
+}
+
+/// The address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on status.http_listen {address}: {source} (choose another port, or leave it empty)")]
+pub struct CannotListen {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// Listens.
+///
+/// # Errors
+/// When the address is taken or not ours.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, CannotListen> {
+    TcpListener::bind(address).await.map_err(|source| CannotListen { address, source })
+}
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: TcpListener, face: Face) {
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors: the next try may have better luck, a spin would not.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            continue;
+        };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let face = face.clone();
+        tokio::spawn(async move {
+            let _ = timeout(PATIENCE, converse(stream, &face)).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn converse(stream: TcpStream, face: &Face) -> Result<(), hyper::Error> {
+    let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request, face).await) });
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(HEAD_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+}
+
+async fn answer(request: &Request<Incoming>, face: &Face) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD\n".to_owned());
+        refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return refused;
+    }
+    match request.uri().path() {
+        "/metrics" => {
+            let status = face.overview.json().await;
+            text(StatusCode::OK, prometheus::CONTENT_TYPE, prometheus::render(&status))
+        }
+        "/healthz" => judged(face.ailments().await, Vec::new()),
+        "/readyz" => judged(face.obstacles().await, face.remarks().await),
+        "/" => text(StatusCode::OK, TEXT, "chat-historyd: /metrics /healthz /readyz\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /healthz and /readyz\n".to_owned()),
+    }
+}
+
+impl Face {
+    /// Core tasks that do not go round.
+    async fn ailments(&self) -> Vec<String> {
+        let Overview { store, deliveries, .. } = &self.overview;
+        let (store, uploader, intake) = tokio::join!(
+            timeout(ROUND, store.heartbeat()),
+            timeout(ROUND, deliveries.heartbeat()),
+            timeout(ROUND, self.intake.heartbeat()),
+        );
+        let well = [
+            ("the store's writer", store == Ok(true)),
+            ("the uploader", uploader == Ok(Ok(()))),
+            ("the accept loop", intake.is_ok_and(|round| round.is_ok())),
+        ];
+        well.iter().filter(|(_, well)| !well).map(|(what, _)| format!("{what} makes no progress")).collect()
+    }
+
+    /// Why messages are not taken in durably.
+    async fn obstacles(&self) -> Vec<String> {
+        let mut obstacles = self.ailments().await;
+        let health = self.overview.store.health();
+        if let Some(failing) = health.failing {
+            obstacles.push(format!("the store cannot be written for {} s: {}", failing.since.elapsed().as_secs(), failing.what));
+        }
+        if health.full {
+            obstacles.push("the store is full (store.max_bytes)".to_owned());
+        }
+        obstacles
+    }
+
+    /// What an operator wants to know although messages are taken in.
+    async fn remarks(&self) -> Vec<String> {
+        let upload = self.overview.deliveries.status().await.unwrap_or_default();
+        match upload.closed {
+            Some((kind, reason, _)) => vec![format!("the gate is closed, messages wait: {kind}: {reason}")],
+            None if !upload.configured => vec!["no manager_api.url is set: history is only kept here".to_owned()],
+            None => Vec::new(),
+        }
+    }
+}
+
+/// 200 `ok` without obstacles, 503 with them; both with what there is to say, a line each.
+fn judged(obstacles: Vec<String>, remarks: Vec<String>) -> Response<Full<Bytes>> {
+    let (status, word) = if obstacles.is_empty() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ok") };
+    let mut lines = vec![word.to_owned()];
+    lines.extend(obstacles);
+    lines.extend(remarks);
+    text(status, TEXT, lines.join("\n") + "\n")
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

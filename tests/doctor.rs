@@ -1,0 +1,364 @@
+//! `doctor` against the real daemon and the stand-in API: every finding it can make, by making it true.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::daemon::binary;
+use crate::support::eventually::free_port;
+use crate::support::manager_api::SECRET;
+use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Producer, Rule, Variant, soon};
+
+const MAC: &str = "68:25:dd:ba:39:78";
+
+/// What the doctor said.
+struct Diagnosis {
+    code: i32,
+    said: Value,
+}
+
+impl Diagnosis {
+    fn finding(&self, check: &str, level: &str, what: &str) -> &Value {
+        let findings = self.said["findings"].as_array().unwrap();
+        let found = findings.iter().find(|finding| {
+            finding["check"] == check && finding["level"] == level && finding["what"].as_str().unwrap().contains(what)
+        });
+        let found = found.unwrap_or_else(|| panic!("no {level} {check} with {what:?} in {:#}", self.said));
+        assert!(level == "sound" || !found["mend"].as_str().unwrap().is_empty(), "every trouble has a remedy: {found}");
+        found
+    }
+
+    #[track_caller]
+    fn has(&self, check: &str, level: &str, what: &str) {
+        self.finding(check, level, what);
+    }
+
+    #[track_caller]
+    fn verdict(&self, verdict: &str) {
+        assert_eq!(self.said["verdict"], verdict, "{:#}", self.said);
+        assert_eq!(self.code, i32::from(verdict == "broken"), "{:#}", self.said);
+    }
+}
+
+fn examine(daemon: &Daemon, arguments: &[&str]) -> Diagnosis {
+    let output = Command::new(binary())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .args(["doctor", "--format", "json", "--config"])
+        .arg(daemon.config())
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let everything = text.clone() + &String::from_utf8_lossy(&output.stderr);
+    assert!(!everything.contains(SECRET), "the secret is never shown");
+    let said = serde_json::from_str(&text).unwrap_or_else(|_| panic!("no JSON: {everything}"));
+    Diagnosis { code: output.status.code().unwrap(), said }
+}
+
+fn api(variant: Variant) -> ManagerApi {
+    let api = ManagerApi::start(variant);
+    api.register(MAC);
+    api
+}
+
+fn said_once(daemon: &Daemon, api: &ManagerApi) {
+    Producer::connected(daemon, MAC, "s").say(1, "Hello");
+    api.wait_for_rows("s", 1);
+}
+
+#[test]
+fn a_sound_system_is_sound_with_either_server() {
+    for (variant, version) in [(Variant::Fork, "0.7.5"), (Variant::Upstream, "0.9.6")] {
+        let api = api(variant);
+        let daemon = Daemon::start_for(&api);
+        said_once(&daemon, &api);
+        let reports = api.row_count();
+        let found = examine(&daemon, &["--mac", MAC]);
+        // Not the disk: a small one under the tests is advice.
+        for check in ["config", "store", "backup", "database", "socket", "status", "gate", "reachable", "path", "secret"] {
+            found.has(check, "sound", "");
+        }
+        found.has("time_unit", "sound", version);
+        assert_eq!(found.code, 0);
+        assert_eq!(api.row_count(), reports, "nothing was stored by looking");
+        if variant == Variant::Fork {
+            found.has("device", "sound", MAC);
+        } else {
+            found.has("device", "advice", "does not tell");
+        }
+    }
+}
+
+#[test]
+fn the_text_names_each_finding_with_its_remedy_and_the_verdict() {
+    let api = api(Variant::Fork);
+    let daemon = Daemon::start_for(&api);
+    api.set_secret("another");
+    let output = Command::new(binary()).args(["doctor", "--config"]).arg(daemon.config()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("sound   reachable") && text.contains("broken  secret"), "{text}");
+    assert!(text.contains("→ put the API's system parameter server.secret"), "{text}");
+    assert!(text.ends_with("something is broken\n"), "{text}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_all_it_speaks_of() {
+    let daemon = Daemon::builder().prepare();
+    std::fs::write(daemon.config(), "[upload]\nconcurency = 4\n[session]\nbatch_size = 0\n").unwrap();
+    let found = examine(&daemon, &[]);
+    found.verdict("broken");
+    found.has("config", "broken", "concurency");
+    found.has("config", "broken", "session.batch_size");
+    assert!(found.said["findings"].as_array().unwrap().iter().all(|finding| finding["check"] == "config"));
+}
+
+#[test]
+fn a_daemon_that_is_not_there_was_never_there_or_does_not_answer_is_broken() {
+    let api = api(Variant::Fork);
+    let mut daemon = Daemon::start_for(&api);
+    daemon.kill9();
+    let found = examine(&daemon, &[]);
+    found.verdict("broken");
+    found.has("socket", "broken", "nobody listens at");
+    found.has("status", "broken", "nobody listens at");
+    found.has("secret", "sound", "takes the secret");
+    std::fs::remove_file(daemon.socket()).unwrap();
+    examine(&daemon, &[]).has("socket", "broken", "there is no socket");
+    daemon.start();
+    daemon.signal("STOP");
+    let found = examine(&daemon, &[]);
+    daemon.signal("CONT");
+    found.verdict("broken");
+    found.has("socket", "broken", "does not answer within");
+}
+
+#[test]
+fn directories_are_looked_at_with_their_rights() {
+    let mut daemon = Daemon::builder().start();
+    std::fs::set_permissions(daemon.store(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    examine(&daemon, &[]).has("store", "advice", "open to others (mode 0755)");
+    daemon.kill9();
+    let file = daemon.directory().join("file");
+    std::fs::write(&file, "").unwrap();
+    daemon.set("backup.directory", &format!("'{}'", file.display()));
+    daemon.set("store.directory", &format!("'{}'", daemon.directory().join("nowhere").display()));
+    let found = examine(&daemon, &[]);
+    found.has("backup", "broken", "is no directory");
+    found.has("store", "advice", "is not there yet");
+    found.has("database", "sound", "is not there yet");
+    found.verdict("broken");
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_broken_and_one_of_another_user_is_advice() {
+    let Some(disk) = crate::support::disk::SmallDisk::mount("8m") else { return };
+    let daemon = Daemon::builder().set("store.directory", &format!("'{}'", disk.path().join("store").display())).prepare();
+    std::fs::write(daemon.config(), format!("[store]\ndirectory = '{}'\n", disk.path().join("store").display())).unwrap();
+    std::fs::create_dir(disk.outside().join("store")).unwrap();
+    disk.remount("ro");
+    let mut words = disk.wrapper();
+    words.extend([binary().display().to_string()]);
+    let output = Command::new(&words[0]).args(&words[1..]).args(["doctor", "--config"]).arg(daemon.config()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("broken  store        store.directory") && text.contains("cannot be written"), "{text}");
+    assert!(text.contains("broken  disk"), "eight megabytes are too few: {text}");
+    assert_eq!(output.status.code(), Some(1));
+    if nix::unistd::geteuid().is_root() {
+        let daemon = Daemon::builder().start();
+        for path in [daemon.directory(), daemon.config().as_path()] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let output = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(binary())
+            .args(["doctor", "--config"])
+            .arg(daemon.config())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        if text.is_empty() {
+            return crate::support::skipped("another user cannot reach the binary here");
+        }
+        assert!(text.contains("belongs to user 0, and doctor runs as user 65534"), "{text}");
+        assert!(text.contains("advice  database") && text.contains("broken  socket       this user may not connect"), "{text}");
+    }
+}
+
+#[test]
+fn a_database_that_is_damaged_foreign_or_too_new_is_broken() {
+    let mut daemon = Daemon::builder().start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..200 {
+        producer.say(1, &format!("{index} {}", "x".repeat(200)));
+    }
+    producer.wait_until_acked();
+    daemon.term(crate::support::eventually::SOON);
+    let path = daemon.store().join("history.db");
+    let sound = std::fs::read(&path).unwrap();
+    examine(&daemon, &[]).has("database", "sound", "is whole");
+    let with = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        examine(&daemon, &[])
+    };
+    let mut torn = sound.clone();
+    torn[5 * 4096..12 * 4096].fill(0xa5);
+    with(&torn).has("database", "broken", "is damaged");
+    with(&[0x55; 8192]).has("database", "broken", "is damaged");
+    let mut newer = sound.clone();
+    newer[60..64].copy_from_slice(&99_u32.to_be_bytes());
+    with(&newer).has("database", "broken", "schema 99");
+    let mut foreign = sound.clone();
+    foreign[68..72].copy_from_slice(b"GPKG");
+    with(&foreign).has("database", "broken", "belongs to another program");
+    assert_eq!(std::fs::read(&path).unwrap(), foreign, "looking changes nothing");
+    std::fs::create_dir(daemon.store().join("corrupt")).unwrap();
+    std::fs::write(daemon.store().join("corrupt/history.db"), "x").unwrap();
+    with(&sound).has("database", "advice", "1 files of damaged databases");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    examine(&daemon, &[]).has("database", "broken", "is no regular file");
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_named_with_what_to_check() {
+    let daemon = Daemon::builder().set("manager_api.url", &format!("'http://127.0.0.1:{}/toy'", free_port())).start();
+    let found = examine(&daemon, &[]);
+    found.has("reachable", "broken", "does not answer");
+    found.verdict("broken");
+}
+
+#[test]
+fn a_wrong_path_and_a_wrong_secret_are_told_apart() {
+    let api = api(Variant::Fork);
+    let mut daemon = Daemon::start_for(&api);
+    api.set_secret("another");
+    let found = examine(&daemon, &[]);
+    found.has("path", "sound", "is right");
+    found.has("secret", "broken", "refuses the secret");
+    found.verdict("broken");
+    api.set_secret(SECRET);
+    let host = api.url().trim_end_matches("/toy").to_owned();
+    for wrong in [host.clone(), format!("{host}/elsewhere"), format!("{host}/toy/agent")] {
+        daemon.set("manager_api.url", &format!("'{wrong}'"));
+        let found = examine(&daemon, &[]);
+        found.has("path", "broken", "");
+        found.verdict("broken");
+    }
+    api.put_behind_nginx();
+    daemon.set("manager_api.url", &format!("'{host}'"));
+    examine(&daemon, &[]).has("path", "broken", "");
+}
+
+#[test]
+fn a_missing_or_open_secret_is_found_before_anything_is_sent() {
+    let api = api(Variant::Fork);
+    let daemon = Daemon::start_for(&api);
+    std::fs::set_permissions(daemon.secret_file(), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let found = examine(&daemon, &[]);
+    found.has("secret", "advice", "others may read");
+    found.has("secret", "sound", "takes the secret");
+    std::fs::write(daemon.secret_file(), "\n").unwrap();
+    examine(&daemon, &[]).has("secret", "broken", "is empty");
+    std::fs::remove_file(daemon.secret_file()).unwrap();
+    examine(&daemon, &[]).has("secret", "broken", "cannot be read");
+    let text = std::fs::read_to_string(daemon.config()).unwrap();
+    let without: String = text.lines().filter(|line| !line.starts_with("secret_file")).map(|line| format!("{line}\n")).collect();
+    std::fs::write(daemon.config(), without).unwrap();
+    if !std::path::Path::new("/run/credentials/chat-historyd.service").exists() {
+        examine(&daemon, &[]).has("secret", "broken", "there is no server secret");
+    }
+}
+
+#[test]
+fn a_server_in_trouble_is_no_wrong_secret() {
+    let api = api(Variant::Fork);
+    let daemon = Daemon::start_for(&api);
+    api.fault(Fault::database_down());
+    let found = examine(&daemon, &[]);
+    found.has("answers", "broken", "in trouble");
+    assert!(found.said["findings"].as_array().unwrap().iter().all(|finding| finding["check"] != "secret"));
+}
+
+#[test]
+fn the_time_unit_must_fit_the_server() {
+    let api = api(Variant::Upstream);
+    let mut daemon = Daemon::builder().api(&api).set("manager_api.report_time_unit", "'seconds'").start();
+    examine(&daemon, &[]).has("time_unit", "broken", "wants milliseconds");
+    daemon.set("manager_api.report_time_unit", "'milliseconds'");
+    examine(&daemon, &[]).has("time_unit", "sound", "0.9.6");
+    api.rule(Rule::new(Fault::html()).on(Endpoint::PubConfig));
+    examine(&daemon, &[]).has("time_unit", "advice", "as configured");
+    daemon.set("manager_api.report_time_unit", "'auto'");
+    examine(&daemon, &[]).has("time_unit", "broken", "unknown");
+    api.clear_faults();
+    api.set_version(None);
+    examine(&daemon, &[]).has("time_unit", "sound", "before 0.9.3");
+}
+
+#[test]
+fn a_clock_that_differs_from_the_servers_is_found() {
+    let api = api(Variant::Fork);
+    let daemon = Daemon::start_for(&api);
+    let answer = json!({ "code": 0, "data": { "version": "0.7.5" } }).to_string().into_bytes();
+    let dated = |seconds: i64| {
+        let now = std::time::SystemTime::now();
+        let distance = std::time::Duration::from_secs(seconds.unsigned_abs());
+        let date = httpdate::fmt_http_date(if seconds < 0 { now - distance } else { now + distance });
+        api.clear_faults();
+        let headers = vec![("Date".to_owned(), date), ("Content-Type".to_owned(), "application/json".to_owned())];
+        api.rule(Rule::new(Fault::Answer(200, headers, answer.clone())).on(Endpoint::PubConfig));
+        examine(&daemon, &[])
+    };
+    dated(0).has("clock", "sound", "agree");
+    dated(600).has("clock", "advice", "behind the server's");
+    dated(-600).has("clock", "advice", "ahead of the server's");
+    let found = dated(-200_000);
+    found.has("clock", "broken", "ahead of");
+    found.verdict("broken");
+}
+
+#[test]
+fn a_device_that_is_not_registered_is_found() {
+    let api = api(Variant::Fork);
+    let daemon = Daemon::start_for(&api);
+    let found = examine(&daemon, &["--mac", "AA:BB:CC:DD:EE:FF"]);
+    found.has("device", "broken", "aa:bb:cc:dd:ee:ff");
+    found.verdict("broken");
+    api.rule(Rule::new(Fault::database_down()).on(Endpoint::AgentId));
+    examine(&daemon, &["--mac", MAC]).has("device", "advice", "cannot be told");
+}
+
+#[test]
+fn the_daemons_own_troubles_are_told() {
+    let api = api(Variant::Fork);
+    let daemon = Daemon::start_for(&api);
+    let mut agent = Agent::connect(&daemon);
+    agent.bind("aa:bb:cc:dd:ee:ff", "stranger");
+    agent.say(1, "Hello");
+    soon("the device waits", || daemon.status()["upload"]["devices_waiting"] == 1);
+    examine(&daemon, &[]).has("devices", "advice", "does not know 1 devices");
+    api.fault(Fault::code(10034));
+    agent.bind(MAC, "s");
+    agent.say(1, "Hello");
+    soon("it is rejected", || daemon.metric("rejected") == 1);
+    api.clear_faults();
+    examine(&daemon, &[]).has("rejected", "advice", "1 messages were rejected");
+    api.set_secret("another");
+    agent.say(1, "Hello again");
+    soon("the gate closes", || daemon.status()["gate"]["state"] == "closed");
+    let found = examine(&daemon, &[]);
+    found.has("gate", "broken", "operator");
+    found.verdict("broken");
+}
+
+#[test]
+fn without_a_server_configured_it_is_advice() {
+    let daemon = Daemon::builder().start();
+    let found = examine(&daemon, &[]);
+    found.verdict("advice");
+    found.has("reachable", "advice", "no manager_api.url");
+    found.has("gate", "advice", "no manager_api.url");
+}

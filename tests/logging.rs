@@ -1,0 +1,141 @@
+//! The log: one line per change of state, the right level, nothing repeated.
+
+use serde_json::Value;
+
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Producer, Rule, Variant, soon};
+
+const MAC: &str = "68:25:dd:ba:39:78";
+
+fn api() -> ManagerApi {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    api
+}
+
+fn lines(daemon: &Daemon, level: &str, text: &str) -> Vec<String> {
+    let log = daemon.log();
+    log.lines().filter(|line| line.contains(&format!(" {level} ")) && line.contains(text)).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_report_that_fails_again_and_again_is_one_warning_and_one_line_when_it_is_over() {
+    let api = api();
+    let daemon = Daemon::start_for(&api);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    api.rule(Rule::new(Fault::status(503)).times(5));
+    producer.say(1, "Hello");
+    api.wait_for_rows("s", 1);
+    soon("its end is told", || !lines(&daemon, "INFO", "the session's reports go through again").is_empty());
+    assert_eq!(daemon.metric("retries"), 5);
+    assert_eq!(lines(&daemon, "WARN", "a report failed and is repeated").len(), 1, "{}", daemon.log());
+    assert_eq!(lines(&daemon, "WARN", "").len(), 1, "{}", daemon.log());
+    assert_eq!(lines(&daemon, "DEBUG", "a report failed again").len(), 4, "{}", daemon.log());
+    assert!(lines(&daemon, "INFO", "go through again")[0].contains("failures=5"), "{}", daemon.log());
+    assert_eq!(lines(&daemon, "INFO", "batch delivered").len(), 1, "{}", daemon.log());
+}
+
+#[test]
+fn an_outage_is_one_warning_of_the_gate_and_one_line_when_it_opens() {
+    let api = api();
+    let daemon = Daemon::start_for(&api);
+    api.fault(Fault::status(503));
+    let mut producers: Vec<Producer> = (0..6).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    for producer in &mut producers {
+        producer.say(1, "Hello");
+    }
+    soon("the gate closes", || daemon.status()["gate"]["state"] == "closed");
+    let probes = api.count(crate::support::Endpoint::Report);
+    api.wait_for_requests(crate::support::Endpoint::Report, probes + 4);
+    api.clear_faults();
+    soon("all is delivered", || daemon.metric("delivered") == 6);
+    assert_eq!(lines(&daemon, "WARN", "the gate is closed").len(), 1, "{}", daemon.log());
+    assert_eq!(lines(&daemon, "INFO", "the gate is open").len(), 1, "{}", daemon.log());
+    assert!(lines(&daemon, "WARN", "").len() <= 7, "one a session and one of the gate: {}", daemon.log());
+}
+
+#[test]
+fn refused_lines_are_one_warning_a_minute_and_the_rest_is_debug() {
+    let daemon = Daemon::builder().start();
+    for _ in 0..4 {
+        let mut agent = Agent::connect(&daemon);
+        for _ in 0..5 {
+            agent.text("no json at all");
+        }
+        soon("five errors", || agent.errors().len() == 5);
+    }
+    assert_eq!(lines(&daemon, "WARN", "a line was refused").len(), 1, "{}", daemon.log());
+    assert_eq!(lines(&daemon, "DEBUG", "a line was refused").len(), 19, "{}", daemon.log());
+    assert!(!daemon.log().contains("no json at all"));
+}
+
+#[test]
+fn refused_peers_are_one_warning() {
+    let mut daemon = Daemon::builder().set("socket.allowed_uids", "[54321]").prepare();
+    daemon.spawn();
+    soon("it listens", || daemon.try_status().is_some() && Agent::dial(&daemon.socket()).is_some());
+    for _ in 0..20 {
+        drop(Agent::dial(&daemon.socket()));
+    }
+    soon("all were refused", || daemon.metric("peers_refused") >= 20);
+    assert_eq!(lines(&daemon, "WARN", "socket.allowed_uids").len(), 1, "{}", daemon.log());
+}
+
+#[test]
+fn backups_that_cannot_be_written_are_one_warning_and_one_line_when_they_can() {
+    let mut daemon = Daemon::builder().prepare();
+    std::fs::write(daemon.backups(), "in the way").unwrap();
+    daemon.start();
+    let end_of = |name: &str| {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(MAC, name);
+        agent.say(1, "Hello");
+        agent.end();
+        agent.flush("durable");
+    };
+    for index in 0..5 {
+        end_of(&format!("s{index}"));
+        soon("it was tried", || daemon.metric("backup_errors") > index);
+    }
+    std::fs::remove_file(daemon.backups()).unwrap();
+    end_of("last");
+    soon("it is written", || daemon.metric("backups_written") == 1);
+    assert_eq!(lines(&daemon, "WARN", "a backup cannot be written").len(), 1, "{}", daemon.log());
+    soon("its end is told", || !lines(&daemon, "INFO", "backups can be written again").is_empty());
+}
+
+#[test]
+fn loss_is_an_error_with_its_reason_and_without_content() {
+    let api = api();
+    let daemon = Daemon::start_for(&api);
+    api.rule(Rule::new(Fault::code(10034)).times(2));
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "lost words");
+    producer.say(1, "lost words");
+    producer.say(1, "kept");
+    api.wait_for_rows("s", 1);
+    soon("it is told", || !lines(&daemon, "ERROR", "never be delivered").is_empty());
+    let told = lines(&daemon, "ERROR", "never be delivered");
+    assert!(told.iter().all(|line| line.contains("reason=\"invalid\"")), "{told:?}");
+    producer.agent().text(r#"{"type":"session_end","seq":9,"dropped":3}"#);
+    soon("the producer's loss is told", || !lines(&daemon, "ERROR", "dropped=3").is_empty());
+    assert!(!daemon.log().contains("lost words"));
+}
+
+#[test]
+fn at_info_a_quiet_conversation_is_its_batches_and_its_end() {
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("log.level", "'info'").set("log.format", "'json'").start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..5 {
+        producer.say(1, &format!("message {index}"));
+    }
+    producer.wait_until_acked();
+    producer.agent().end();
+    api.wait_for_rows("s", 5);
+    soon("its end is told", || daemon.log().contains("session ended"));
+    let log = daemon.log();
+    let told: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect();
+    assert!(told.iter().all(|line| line["level"] == "INFO"), "{log}");
+    assert!(told.len() <= 10, "{log}");
+}
