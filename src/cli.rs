@@ -1,5 +1,7 @@
 //! The command line: types that clap fills, and nothing else. No option takes a secret, for argv is public.
 
+pub mod history;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use self::history::{HistoryArgs, RejectedArgs};
 use crate::config::{Environment, Override, Purpose, Sources};
 use crate::exit::Exit;
 use crate::protocol::{ChatType, MacAddress, SessionId};
@@ -49,6 +52,10 @@ pub enum Command {
     Send(SendArgs),
     /// Show how the running daemon is
     Status(StatusArgs),
+    /// List, read, search, export and delete what was said
+    History(HistoryArgs),
+    /// Messages that the Manager API will never take: look at them, try again, delete them
+    Rejected(RejectedArgs),
 }
 
 /// Arguments of `send`.

@@ -14,6 +14,8 @@ use tracing::{error, info, warn};
 use crate::config::{self, ConfigError, Loaded, Settings, Sources};
 use crate::exit::Exit;
 use crate::history::backup_task::{self, BackupRequests};
+use crate::history::change::{Backups, Changes};
+use crate::history::search::SearchIndex;
 use crate::intake::connection::Surroundings;
 use crate::intake::{Intake, ListenError, Listener, ServerSocket};
 use crate::manager_api::ManagerApi;
@@ -241,6 +243,13 @@ impl Daemon {
         let stop_intake = CancellationToken::new();
         let left_over = (registry.clone(), settings.borrow().session.idle_timeout);
         let status = overview.clone();
+        let index = SearchIndex::of(&settings.borrow().store.directory);
+        let changes = Changes {
+            store: store.clone(),
+            index: index.clone(),
+            backups: Backups { directory: settings.borrow().backup.directory.clone(), writer: Some(backups.clone()) },
+            serving: true,
+        };
         let left_over_sessions = tokio::spawn(async move {
             let (registry, idle) = left_over;
             if let Err(failure) = registry.end_left_over_sessions(idle).await {
@@ -250,9 +259,10 @@ impl Daemon {
         let mut beside = vec![
             tokio::spawn(async move {
                 let _path = status_path;
-                status::serve(status_socket, status).await;
+                status::serve(status_socket, status, changes).await;
             }),
             tokio::spawn(overview.clone().sample_rates()),
+            tokio::spawn(index.keep(Arc::clone(&metrics), stop_intake.clone())),
             tokio::spawn(lookups.run(store.clone(), api_receiver, gate_open)),
         ];
         if let Some(http) = http {

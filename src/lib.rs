@@ -3,7 +3,7 @@
 //! ```text
 //! intake ──▶ protocol ──▶ session ──▶ store ──▶ upload ──▶ manager_api
 //! (bytes)    (events)     (actors)    (SQLite)  (due work)  (HTTP)
-//!                                       └──▶ history (backup, transcripts)
+//!                                       └──▶ history (backup, transcripts, export)
 //! observe, systemd, signals look on; daemon alone knows everybody and orders the shutdown
 //! ```
 //!
@@ -19,6 +19,7 @@ pub mod demo;
 pub mod doctor;
 pub mod exit;
 pub mod history;
+pub mod history_command;
 pub mod intake;
 pub mod manager_api;
 pub mod observe;

@@ -4,7 +4,7 @@ use chat_historyd::check_config::check_config;
 use chat_historyd::cli::{Cli, Command};
 use chat_historyd::config::{Environment, Purpose};
 use chat_historyd::exit::Exit;
-use chat_historyd::{daemon, demo, doctor, send, status_command};
+use chat_historyd::{daemon, demo, doctor, history_command, send, status_command};
 
 fn main() -> Exit {
     let cli = match Cli::read(std::env::args_os()) {
@@ -25,6 +25,12 @@ fn main() -> Exit {
         Some(Command::Send(arguments)) => send::send(arguments, &cli.sources(environment, Purpose::Look)),
         Some(Command::Status(arguments)) => {
             status_command::status(arguments, &cli.sources(environment, Purpose::Look), &mut std::io::stdout().lock())
+        }
+        Some(Command::History(arguments)) => {
+            history_command::history(&arguments.command, &cli.sources(environment, Purpose::Look))
+        }
+        Some(Command::Rejected(arguments)) => {
+            history_command::rejected(&arguments.command, &cli.sources(environment, Purpose::Look))
         }
     }
 }

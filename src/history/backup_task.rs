@@ -23,6 +23,8 @@ struct Inner {
     sessions: Mutex<BTreeSet<SessionKey>>,
     asked: Notify,
     finishing: CancellationToken,
+    /// Held while a backup is written.
+    writing: tokio::sync::Mutex<()>,
 }
 
 impl BackupRequests {
@@ -35,6 +37,18 @@ impl BackupRequests {
     /// What was asked for until now is still written; then [`run`] ends.
     pub fn finish(&self) {
         self.0.finishing.cancel();
+    }
+
+    /// Does something with the files while no backup is written.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub async fn between_backups<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    ) -> std::io::Result<T> {
+        let _writing = self.0.writing.lock().await;
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|failure| Err(std::io::Error::other(failure)))
     }
 
     fn take(&self) -> Option<SessionKey> {
@@ -86,6 +100,7 @@ pub async fn run(requests: BackupRequests, store: Store, settings: watch::Receiv
             if !backup.enabled {
                 continue;
             }
+            let _writing = requests.0.writing.lock().await;
             match back_up(&store, session, backup.directory).await {
                 Ok(()) => {
                     metrics.backups_written.increment();

@@ -1,16 +1,26 @@
-//! What was said, for people: the JSON backup of a session, and its transcript as a readable table.
+//! What was said, for people: the JSON backup of a session, its transcript as a readable table, exports in five formats.
 //!
-//! Promises: a backup is whole or not there; names are safe for any session id; a session of any length passes through
-//! in constant memory, message by message.
+//! Promises: a backup or an export is whole or not there; names are safe for any session id; a history of any length
+//! passes through in constant memory, message by message.
 //! Refuses: to hold a whole session in memory: it reads the store page by page.
-//! Called by `daemon` (backups) and the command line (`demo`, transcripts).
+//! Called by `daemon` (backups) and the command line (`demo`, `history`, `rejected`).
 
 pub mod backup;
 pub mod backup_task;
-mod name;
+pub mod change;
+pub mod export;
+pub mod filter;
+pub mod json;
+pub mod listing;
+pub(crate) mod name;
+pub mod output;
+mod restore;
+pub mod search;
 pub mod table;
+pub mod wipe;
 
 pub use self::backup::{Backup, BackupError};
+pub use self::filter::{Filter, State, When};
 pub use self::name::{date_of, file_name};
 use crate::protocol::ChatType;
 pub use crate::store::{
@@ -47,7 +57,7 @@ impl MessageState {
 }
 
 /// The role of a speaker, as backups and tables name it.
-const fn role(chat_type: ChatType) -> &'static str {
+pub(crate) const fn role(chat_type: ChatType) -> &'static str {
     match chat_type {
         ChatType::User => "user",
         ChatType::Agent => "agent",

@@ -27,13 +27,13 @@ pub fn file_name(identity: &SessionIdentity) -> String {
 }
 
 /// A moment of ours in UTC, when it lies in the years 1970 to 9999.
-pub(super) fn moment(time: UnixMillis) -> Option<jiff::Zoned> {
+pub(crate) fn moment(time: UnixMillis) -> Option<jiff::Zoned> {
     let timestamp = Timestamp::from_millisecond(time.0).ok().filter(|_| time.0 >= 0)?;
     Some(timestamp.to_zoned(TimeZone::UTC))
 }
 
 /// RFC 3339 in UTC with milliseconds.
-pub(super) fn rfc3339(time: UnixMillis) -> Option<String> {
+pub(crate) fn rfc3339(time: UnixMillis) -> Option<String> {
     moment(time).map(|moment| moment.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string())
 }
 

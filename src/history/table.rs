@@ -3,7 +3,7 @@
 //! Promises: no control character or direction override of a text reaches the terminal; a grapheme cluster is never
 //! torn; lines keep to the width as far as terminals agree on it: East Asian wide characters and emoji count two cells,
 //! combining marks none, Devanagari vowel signs that stand beside their letter one.
-//! Refuses: colours, and guesses about other scripts' ligatures. The text is the last column, so that a terminal that
+//! Refuses: colours unless they are asked for, and guesses about other scripts' ligatures. The text is the last column, so that a terminal that
 //! counts otherwise shifts nothing.
 
 use std::io::{self, Write};
@@ -19,10 +19,36 @@ const INDENT: usize = 8 + 2 + 5 + 2 + 9 + 2;
 /// The narrowest text column.
 const NARROWEST: usize = 16;
 
+/// Whether the table is coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colour {
+    /// No escape sequence in it.
+    Plain,
+    /// ANSI colours: who speaks, and what is not delivered.
+    Ansi,
+}
+
+impl Colour {
+    /// The text in a colour, by its ANSI number.
+    fn paint(self, number: u8, text: &str) -> String {
+        match self {
+            Self::Plain => text.to_owned(),
+            Self::Ansi => format!("\u{1b}[{number}m{text}\u{1b}[0m"),
+        }
+    }
+}
+
+const RED: u8 = 31;
+const GREEN: u8 = 32;
+const YELLOW: u8 = 33;
+const CYAN: u8 = 36;
+const DIM: u8 = 2;
+
 /// Writes the transcript of a session, row by row.
 #[derive(Debug)]
 pub struct Table<W> {
     out: W,
+    colour: Colour,
     text_width: usize,
     date: String,
     rows: u64,
@@ -33,7 +59,15 @@ impl<W: Write> Table<W> {
     ///
     /// # Errors
     /// When `out` fails.
-    pub fn begin(mut out: W, session: &SessionRecord, width: usize) -> io::Result<Self> {
+    pub fn begin(out: W, session: &SessionRecord, width: usize) -> io::Result<Self> {
+        Self::begin_in(out, session, width, Colour::Plain)
+    }
+
+    /// [`Self::begin`], coloured or not.
+    ///
+    /// # Errors
+    /// When `out` fails.
+    pub fn begin_in(mut out: W, session: &SessionRecord, width: usize, colour: Colour) -> io::Result<Self> {
         let date = date_of(session.started);
         let end = session.end_reason.as_deref().map(printable).unwrap_or_default();
         let ended = match (session.ended, end.is_empty()) {
@@ -49,7 +83,7 @@ impl<W: Write> Table<W> {
         let text_width = width.saturating_sub(INDENT).max(NARROWEST);
         writeln!(out, "\n{:8}  {:5}  {:9}  text", "time", "who", "state")?;
         writeln!(out, "{:-<8}  {:-<5}  {:-<9}  {:-<text_width$}", "", "", "", "")?;
-        Ok(Self { out, text_width, date, rows: 0 })
+        Ok(Self { out, colour, text_width, date, rows: 0 })
     }
 
     /// Adds a message.
@@ -90,12 +124,34 @@ impl<W: Write> Table<W> {
             writeln!(self.out, "{date}")?;
             self.date = date;
         }
-        let mut first = format!("{:8}  {who:5}  {state:9}  ", clock(time));
+        let (who_colour, state_colour) = (colour_of_speaker(who), colour_of_state(state));
+        let mut first = format!(
+            "{:8}  {}  {}  ",
+            clock(time),
+            self.colour.paint(who_colour, &format!("{who:5}")),
+            self.colour.paint(state_colour, &format!("{state:9}"))
+        );
         for line in wrap(text, self.text_width) {
             writeln!(self.out, "{}", format!("{first}{line}").trim_end())?;
             first = " ".repeat(INDENT);
         }
         Ok(())
+    }
+}
+
+fn colour_of_speaker(who: &str) -> u8 {
+    match who {
+        "user" => CYAN,
+        "agent" => GREEN,
+        _ => DIM,
+    }
+}
+
+fn colour_of_state(state: &str) -> u8 {
+    match state {
+        "pending" | "held" => YELLOW,
+        "rejected" | "damaged" => RED,
+        _ => DIM,
     }
 }
 
@@ -115,12 +171,12 @@ pub fn write<'m>(
     table.finish()
 }
 
-fn clock(time: UnixMillis) -> String {
+pub(crate) fn clock(time: UnixMillis) -> String {
     moment(time).map_or_else(|| "--:--:--".to_owned(), |moment| moment.strftime("%H:%M:%S").to_string())
 }
 
 /// The text without what a terminal would obey: control characters become spaces, direction overrides vanish.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let visible = text.chars().filter(|character| !matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'));
     visible.map(|character| if character.is_control() { ' ' } else { character }).collect()
 }

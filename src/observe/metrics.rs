@@ -48,6 +48,8 @@ label! {
         KeptOnly = "kept_only",
         /// Deleted by retention while no Manager API was configured.
         Expired = "expired",
+        /// Undelivered, and deleted because a person asked for it.
+        Forgotten = "forgotten",
     }
 }
 
@@ -154,7 +156,8 @@ macro_rules! metrics {
 }
 
 metrics! {
-    /// What came in: messages, transcripts and events, refused lines included.
+    /// What came in: messages, transcripts and events, refused lines included; rejected messages that are tried again
+    /// and undelivered ones from an import, too.
     pub received: Counter,
     /// What of it did not become a message.
     pub skipped: Family<Skip>,

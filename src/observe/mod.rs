@@ -3,6 +3,7 @@
 pub mod conversation;
 pub mod http;
 
+pub mod control;
 pub mod logging;
 pub mod metrics;
 pub mod prometheus;

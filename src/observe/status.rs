@@ -1,4 +1,5 @@
-//! The status socket: whoever connects gets one JSON object and the end of the stream.
+//! The status socket: whoever connects gets one JSON object and the end of the stream; who sends a request first gets
+//! its answer (`control`).
 //!
 //! Promises: at most [`AT_ONCE`] clients, each for at most [`PATIENCE`]; a client that does not read delays nobody.
 //! Lists the [`LISTED`] sessions with the latest events. Refuses: to show the secret, a whole MAC address (but for a session id that
@@ -16,9 +17,10 @@ use tokio::time::{Instant, timeout};
 
 use super::metrics::Value;
 use super::rates::{self, Rates, Sample};
-use super::{Conversation, Metrics};
+use super::{Conversation, Metrics, control};
 use crate::clock::wall_clock;
 use crate::config::Settings;
+use crate::history::change::Changes;
 use crate::session::Registry;
 use crate::store::{Store, StoreHealth};
 use crate::upload::{Deliveries, UploadStatus};
@@ -199,17 +201,20 @@ fn gate(upload: &UploadStatus) -> Json {
 }
 
 /// Serves the status until the task is dropped.
-pub async fn serve(listener: UnixListener, overview: Overview) {
+pub async fn serve(listener: UnixListener, overview: Overview, changes: Changes) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((mut stream, _)) = listener.accept().await else {
             // Out of descriptors: the next try may have better luck, a spin would not.
             tokio::time::sleep(PATIENCE).await;
             continue;
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
-        let overview = overview.clone();
+        let (overview, changes) = (overview.clone(), changes.clone());
         tokio::spawn(async move {
+            if control::attend(&mut stream, &changes).await {
+                return;
+            }
             let _ = timeout(PATIENCE, answer(stream, &overview)).await;
             drop(permit);
         });

@@ -16,7 +16,7 @@ use crate::protocol::SessionIdentity;
 use crate::store::{Store, StoreError};
 
 /// Batches an actor's inbox holds before its producers wait.
-const INBOX_BATCHES: usize = 8;
+const INBOX_BATCHES: usize = 2;
 
 /// When the sessions of an earlier run are looked at again while `session.max_open` is reached.
 const WHEN_FULL: Duration = Duration::from_secs(1);

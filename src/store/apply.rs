@@ -76,6 +76,10 @@ impl<'c> Applier<'c> {
     /// Applies a write whose rows are numbered from `first_row` on.
     pub(super) fn write(&mut self, write: &SessionWrite, first_row: i64) -> rusqlite::Result<()> {
         let key = write.session.key;
+        if write.session.was_forgotten() {
+            // Its row went; what is said from now on needs one again.
+            self.create_session(key, &write.session.identity, write.recorded)?;
+        }
         let mut id = first_row;
         for message in &write.messages {
             self.message(id, key, message)?;
@@ -163,6 +167,9 @@ impl<'c> Applier<'c> {
     /// The newest cursor of a session, and what it passed over.
     pub(super) fn advance(&self, advance: &Advance, now: UnixMillis) -> rusqlite::Result<()> {
         let (key, cursor) = (advance.handle.key, advance.handle.cursor());
+        if advance.handle.has_forgotten(cursor.row) {
+            return Ok(());
+        }
         for (row, rejection) in &advance.rejected {
             rows::cached(
                 self.connection,

@@ -219,6 +219,7 @@ impl Writer {
                 Job::Agent { session, agent_id } => {
                     let _ = self.put(Shelved::Agent { handle: session, agent_id });
                 }
+                Job::Change(change) => change.refuse(StoreError::Unavailable),
                 Job::Open { identity, now, reply } => drop(reply.send(self.open_on_shelf(&identity, now))),
                 Job::Bind { session, stream, now, reply } => {
                     let known = self.shared.shelf().stream(&stream);

@@ -121,6 +121,8 @@ fn apply(
             item.answer = Answer::Bound(bound.map_err(BindError::Taken));
         }
         Job::Agent { session, agent_id } => applier.set_agent(session.key, agent_id.as_deref())?,
+        // The writer takes changes out of the group.
+        Job::Change(_) => {}
         Job::Adopt { found, .. } => {
             item.answer = Answer::Adopted(Ok(sessions::adopt(&shared.directory, applier.connection, found)?));
         }
@@ -221,6 +223,7 @@ pub(super) fn reply(job: Job, answer: Answer) {
         (Job::Open { reply, .. }, Answer::Opened(opened)) => drop(reply.send(opened)),
         (Job::Bind { reply, .. }, Answer::Bound(bound)) => drop(reply.send(bound)),
         (Job::Adopt { reply, .. }, Answer::Adopted(adopted)) => drop(reply.send(adopted)),
+        (Job::Change(change), _) => change.refuse(super::error::StoreError::Unavailable),
         _ => {}
     }
 }

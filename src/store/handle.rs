@@ -11,8 +11,11 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::arrivals::Arrivals;
+use super::changes::{Change, Retried};
 use super::error::{BindError, StoreError};
+use super::forget::{ForgetError, ForgetWish, Forgetting, Forgotten};
 use super::health::{CloseReport, StoreHealth};
+use super::import::{Import, ImportError, Imported, ImportedSession};
 use super::inbox::Job;
 use super::record::{SessionSnapshot, TranscriptMessage};
 use super::shared::Shared;
@@ -181,6 +184,10 @@ impl Store {
     pub fn advance(&self, session: &Arc<SessionHandle>, cursor: Cursor, passed: Passed) -> Committed {
         let metrics = &self.shared().metrics;
         session.set_cursor(cursor);
+        if session.has_forgotten(cursor.row) {
+            // It left the books when it was forgotten.
+            return Committed(self.shared().inbox.advance(session, Vec::new()));
+        }
         let count = passed.delivered + passed.rejected.len() as u64;
         session.remove_pending(count);
         metrics.pending.subtract(count);
@@ -322,6 +329,59 @@ impl Store {
     /// Cancel safe.
     pub async fn message_count(&self, key: SessionKey) -> Result<u64, StoreError> {
         self.shared().readers.spawn(move |connection| reads::message_count(connection, key)).await
+    }
+
+    /// Makes rejected messages pending again, each as a new row at the end of its session with its old UUID.
+    ///
+    /// # Errors
+    /// When the store cannot be written now.
+    ///
+    /// # Cancel safety
+    /// It may have been done.
+    pub async fn retry_rejected(&self, rows: Vec<RowId>) -> Result<Retried, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared().inbox.push(Job::Change(Change::Retry { rows, reply })).await;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Deletes rejected messages; answers how many there were.
+    ///
+    /// # Errors
+    /// When the store cannot be written now.
+    ///
+    /// # Cancel safety
+    /// It may have been done.
+    pub async fn drop_rejected(&self, rows: Vec<RowId>) -> Result<u64, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared().inbox.push(Job::Change(Change::Drop { rows, reply })).await;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Deletes sessions with everything in them, in short steps, and empties the log.
+    ///
+    /// # Errors
+    /// When sessions are open or undelivered and that was not asked for (nothing is deleted then), or when the store
+    /// cannot be written now (some may be deleted: it can be asked for again).
+    ///
+    /// # Cancel safety
+    /// It goes on.
+    pub async fn forget(&self, wish: ForgetWish) -> Result<Forgotten, ForgetError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared().inbox.push(Job::Change(Change::Forget(Box::new(Forgetting::new(wish, reply))))).await;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Writes messages of an export that are not there yet.
+    ///
+    /// # Errors
+    /// When the session has undelivered messages here, or the store cannot be written now.
+    ///
+    /// # Cancel safety
+    /// It may have been done.
+    pub async fn import(&self, session: ImportedSession) -> Result<Imported, ImportError> {
+        let (reply, answer) = oneshot::channel();
+        self.shared().inbox.push(Job::Change(Change::Import(Box::new(Import { session, reply })))).await;
+        answer.await.map_err(|_| StoreError::Closed)?
     }
 
     /// How the store is.

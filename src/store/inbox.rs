@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use tokio::sync::{Semaphore, oneshot};
 
+use super::changes::Change;
 use super::error::{BindError, StoreError};
 use super::types::{
     BacklogSession, Cursor, OpenedSession, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled, WaitingDevice,
@@ -17,21 +18,38 @@ use super::types::{
 use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
 
 /// Bytes of jobs that may wait.
-const CAPACITY_BYTES: u32 = 16 << 20;
+const CAPACITY_BYTES: u32 = 4 << 20;
 /// What the smallest job weighs.
 const MIN_WEIGHT: usize = 512;
 /// Jobs in one transaction.
 const GROUP_JOBS: usize = 1024;
 /// Bytes of jobs in one transaction (the first job is taken whatever it weighs).
-const GROUP_BYTES: usize = 4 << 20;
+const GROUP_BYTES: usize = 1 << 20;
 
 /// One thing to do, in order.
 pub(super) enum Job {
     Write(Box<SessionWrite>),
-    Open { identity: SessionIdentity, now: UnixMillis, reply: oneshot::Sender<Result<OpenedSession, StoreError>> },
-    Bind { session: Arc<SessionHandle>, stream: Arc<str>, now: UnixMillis, reply: oneshot::Sender<Result<u64, BindError>> },
-    Agent { session: Arc<SessionHandle>, agent_id: Option<String> },
-    Adopt { found: Vec<Found>, reply: oneshot::Sender<Result<Vec<BacklogSession>, StoreError>> },
+    Open {
+        identity: SessionIdentity,
+        now: UnixMillis,
+        reply: oneshot::Sender<Result<OpenedSession, StoreError>>,
+    },
+    Bind {
+        session: Arc<SessionHandle>,
+        stream: Arc<str>,
+        now: UnixMillis,
+        reply: oneshot::Sender<Result<u64, BindError>>,
+    },
+    Agent {
+        session: Arc<SessionHandle>,
+        agent_id: Option<String>,
+    },
+    Adopt {
+        found: Vec<Found>,
+        reply: oneshot::Sender<Result<Vec<BacklogSession>, StoreError>>,
+    },
+    /// Asked for by a person; done in steps, after the group it came with.
+    Change(Change),
 }
 
 /// A session with undelivered messages as a reader saw it.
@@ -121,6 +139,7 @@ impl Job {
             Self::Open { reply, .. } => drop(reply.send(Err(StoreError::Closed))),
             Self::Bind { reply, .. } => drop(reply.send(Err(BindError::Store(StoreError::Closed)))),
             Self::Adopt { reply, .. } => drop(reply.send(Err(StoreError::Closed))),
+            Self::Change(change) => change.refuse(StoreError::Closed),
             Self::Agent { .. } => {}
         }
     }

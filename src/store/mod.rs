@@ -13,17 +13,21 @@
 //! [`Store::advance`], `delivered` and `rejected`. Everything else (`received`, `skipped{superseded}`, …) is the caller's.
 
 mod apply;
+pub mod archive;
 mod arrivals;
+mod changes;
 pub mod checksum;
 mod clock;
 mod directory;
 mod error;
 mod failure;
 mod files;
+mod forget;
 mod group;
 mod handle;
 mod health;
 mod housekeeping;
+mod import;
 mod inbox;
 mod lock;
 mod open;
@@ -42,11 +46,15 @@ mod start;
 pub mod types;
 mod writer;
 
+pub use archive::{Archive, ArchiveError};
 pub use arrivals::Arrivals;
+pub use changes::Retried;
 pub use error::{BindError, StoreError};
+pub use forget::{ForgetError, ForgetWish, Forgotten};
 pub use handle::{Committed, Passed, Store};
 pub use health::{CloseReport, Failing, StoreHealth};
-pub use record::{HeldTranscriptRecord, MessageState, SessionSnapshot, TranscriptMessage};
+pub use import::{ImportError, Imported, ImportedMessage, ImportedSession, ImportedState};
+pub use record::{HeldTranscriptRecord, MessageState, RejectedRow, SessionSnapshot, TranscriptMessage};
 pub use types::{
     Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, OpenedSession,
     PendingMessage, RejectReason, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled, StreamTaken, WaitingDevice,

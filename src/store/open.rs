@@ -117,7 +117,7 @@ fn prepare(files: &Files, durability: Durability, fresh: bool) -> Result<Opening
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "temp_store", "memory")?;
-    connection.pragma_update(None, "cache_size", -16_384)?;
+    connection.pragma_update(None, "cache_size", -4096)?;
     // The writer checkpoints itself, after it has acknowledged.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
 

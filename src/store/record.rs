@@ -60,6 +60,21 @@ pub enum MessageState {
     Damaged,
 }
 
+/// A message that will never be delivered, as the list of them has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedRow {
+    /// Its row.
+    pub row: RowId,
+    /// Its session.
+    pub session: SessionKey,
+    /// [`super::RejectReason::as_str`].
+    pub reason: String,
+    /// The server's last word.
+    pub answer: Option<String>,
+    /// Since when.
+    pub rejected: UnixMillis,
+}
+
 /// One message with everything that is known of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TranscriptMessage {

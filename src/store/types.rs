@@ -39,13 +39,22 @@ pub struct SessionHandle {
     pending: AtomicU64,
     /// No row of the session in the database is younger.
     stored: AtomicI64,
+    /// Rows up to here were deleted because a person asked for it; 0: none.
+    forgotten: AtomicI64,
 }
 
 impl SessionHandle {
     /// A handle; only the store makes them.
     #[must_use]
     pub fn new(key: SessionKey, identity: SessionIdentity, cursor: Cursor, pending: u64) -> Self {
-        Self { key, identity, cursor: Mutex::new(cursor), pending: AtomicU64::new(pending), stored: AtomicI64::new(i64::MAX) }
+        Self {
+            key,
+            identity,
+            cursor: Mutex::new(cursor),
+            pending: AtomicU64::new(pending),
+            stored: AtomicI64::new(i64::MAX),
+            forgotten: AtomicI64::new(0),
+        }
     }
 
     /// How far it is delivered, as the uploader last knew.
@@ -63,6 +72,21 @@ impl SessionHandle {
     #[must_use]
     pub fn pending(&self) -> u64 {
         self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Whether this row was forgotten: it must not be sent any more.
+    #[must_use]
+    pub fn has_forgotten(&self, row: RowId) -> bool {
+        row.0 <= self.forgotten.load(Ordering::Acquire)
+    }
+
+    /// Whether rows of the session were forgotten while somebody held it.
+    pub(super) fn was_forgotten(&self) -> bool {
+        self.forgotten.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn forget_up_to(&self, row: RowId) {
+        self.forgotten.fetch_max(row.0, Ordering::AcqRel);
     }
 
     /// Whether the database may hold rows after the cursor.

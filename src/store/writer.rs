@@ -3,17 +3,18 @@
 //! It takes what is there, writes it in one transaction, tells everybody, and takes again: never a timer. What cannot be
 //! written goes to the shelf (`failure`); between groups it keeps house (`housekeeping`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
+use super::changes::Change;
 use super::failure::Episode;
 use super::group::Item;
 use super::health::CloseReport;
 use super::housekeeping::Housekeeping;
-use super::inbox::{Advance, Taken};
+use super::inbox::{Advance, Job, Taken};
 use super::rows;
 use super::shared::Shared;
 use super::types::{SessionKey, WaitingDevice};
@@ -26,6 +27,7 @@ pub(super) struct Writer {
     pub(super) next: NextIds,
     pub(super) coalesced: Coalesced,
     pub(super) house: Housekeeping,
+    pub(super) changes: VecDeque<Change>,
 }
 
 /// Whether the database can be written.
@@ -100,7 +102,7 @@ pub(super) fn wall_clock() -> UnixMillis {
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, connection: Connection, next: NextIds) -> Self {
         let house = Housekeeping::new(Instant::now(), wall_clock());
-        Self { shared, mode: Mode::Running(connection), next, coalesced: Coalesced::default(), house }
+        Self { shared, mode: Mode::Running(connection), next, coalesced: Coalesced::default(), house, changes: VecDeque::new() }
     }
 
     /// Runs until the inbox is closed and empty.
@@ -113,6 +115,7 @@ impl Writer {
             let heartbeats = std::mem::take(&mut taken.heartbeats);
             let last = taken.last;
             self.work(taken);
+            self.change_step();
             if last {
                 let report = self.finish();
                 self.shared.inbox.finish();
@@ -128,7 +131,7 @@ impl Writer {
     /// When to go round without being asked.
     fn deadline(&self) -> Instant {
         match &self.mode {
-            Mode::Running(_) => self.house.next_due(),
+            Mode::Running(_) => self.change_due().map_or_else(|| self.house.next_due(), |due| due.min(self.house.next_due())),
             Mode::Failing(episode) => episode.next_try(),
         }
     }
@@ -143,7 +146,13 @@ impl Writer {
             }
         }
         self.coalesced.devices.extend(taken.devices);
-        let items: Vec<Item> = taken.jobs.into_iter().map(Item::new).collect();
+        let mut items = Vec::with_capacity(taken.jobs.len());
+        for job in taken.jobs {
+            match job {
+                Job::Change(change) => self.changes.push_back(change),
+                job => items.push(Item::new(job)),
+            }
+        }
         self.recover_if_due();
         self.write_or_shelve(items);
     }

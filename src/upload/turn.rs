@@ -186,6 +186,10 @@ impl Turn {
 
     /// What is not to be sent is passed over.
     async fn is_passed_over(&mut self, message: &PendingMessage) -> bool {
+        if self.handle.has_forgotten(message.row) {
+            self.pass(message.row, Passed::default()).await;
+            return true;
+        }
         match message.disposition {
             Disposition::Send => return false,
             Disposition::KeepOnly => self.pass(message.row, Passed::default()).await,

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod disk;
 pub mod eventually;
 pub mod guard;
+pub mod history;
 pub mod loop_disk;
 pub mod manager_api;
 pub mod mariadb;

@@ -4,6 +4,7 @@
 
 mod ageing;
 mod basics;
+mod changes;
 mod damage;
 mod disk;
 mod faults;

@@ -1,0 +1,329 @@
+//! The whole way, measured: load generator → the real release binary → an HTTP sink, on one machine, beside what
+//! `reqwest` and `hyper` alone reach against the same sink in the same run.
+//!
+//! ```text
+//! cargo bench --bench pipeline                 all figures; writes target/pipeline.md and target/pipeline.json
+//! cargo bench --bench pipeline -- ingest live  only some: idle ingest delivery live flat errors
+//! cargo bench --bench pipeline -- --small      a few seconds, and fails on gross ratios only: the guard for CI
+//! ```
+//! `TMPDIR` chooses the disk; `CHAT_HISTORYD_BINARY` another binary. Figures are medians of `--runs N` (5). Order, loss
+//! and duplicates are checked in every run: a wrong delivery ends the program with an error, however fast it was.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "it prints figures and may fail loudly"
+)]
+
+mod daemon;
+mod figures;
+mod limits;
+mod load;
+mod sink;
+mod text;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use daemon::{Daemon, Setup, Usage};
+use figures::{Aim, Figures, median, percentile};
+use limits::{Client, Limit};
+use sink::{Books, Sink};
+use text::Clock;
+
+const SESSIONS: usize = 50;
+const CONCURRENCY: usize = 8;
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// One drain of a backlog.
+struct Drain {
+    rate: f64,
+    cpu_micros: f64,
+    written_bytes: f64,
+    commits: f64,
+    resident: f64,
+}
+
+struct Program {
+    clock: Clock,
+    sink: Sink,
+    runs: usize,
+    small: bool,
+    figures: Figures,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let small = arguments.iter().any(|argument| argument == "--small");
+    let runs = arguments
+        .iter()
+        .position(|argument| argument == "--runs")
+        .map_or(if small { 1 } else { 5 }, |at| arguments[at + 1].parse().unwrap());
+    let parts: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| word.chars().all(char::is_alphabetic)).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
+    let clock = Clock::new();
+    let mut program = Program { clock, sink: Sink::start(clock), runs, small, figures: Figures::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        if small {
+            program.guard().await;
+            return;
+        }
+        if wanted("idle") {
+            program.idle().await;
+        }
+        if wanted("ingest") {
+            program.ingest().await;
+        }
+        if wanted("delivery") {
+            program.delivery().await;
+        }
+        if wanted("live") {
+            program.live().await;
+        }
+        if wanted("flat") {
+            program.flat().await;
+        }
+        if wanted("errors") {
+            program.errors().await;
+        }
+    });
+    program.write();
+}
+
+fn directory() -> tempfile::TempDir {
+    // Not `/tmp`, which may be memory: the disk counts.
+    let place = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    std::fs::create_dir_all(&place).unwrap();
+    tempfile::Builder::new().prefix("pipeline-").tempdir_in(place).unwrap()
+}
+
+fn check(books: &Books, messages: u64) {
+    assert_eq!((books.stored, books.skipped, books.repeated), (messages, 0, 0), "stored, out of order or lost, repeated");
+}
+
+impl Program {
+    fn unreachable() -> Setup {
+        Setup { api: None, concurrency: CONCURRENCY, batch_size: 1 }
+    }
+
+    fn reachable(&self) -> Setup {
+        Setup { api: Some(self.sink.address), ..Self::unreachable() }
+    }
+
+    async fn idle(&mut self) {
+        let place = directory();
+        let daemon = Daemon::start(place.path(), self.reachable());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let before = daemon.usage();
+        let time = Duration::from_secs(20);
+        tokio::time::sleep(time).await;
+        let used = daemon.usage() - before;
+        self.figures.add("idle: RSS", daemon.resident().0, "MiB", Aim::AtMost(10.0));
+        self.figures.add("idle: CPU", used.cpu_micros / time.as_micros() as f64 * 100.0, "%", Aim::AtMost(0.1));
+        daemon.stop();
+    }
+
+    /// Durable, while the API cannot be reached; then what a million pending messages weigh at rest and at a start.
+    async fn ingest(&mut self) {
+        let messages = 1_000_000_u64;
+        let (mut rates, mut used, mut peaks, mut pending, mut starts, mut started) =
+            (vec![], vec![], vec![], vec![], vec![], vec![]);
+        for _ in 0..self.runs {
+            let place = directory();
+            let daemon = Daemon::start(place.path(), Self::unreachable());
+            let before = daemon.usage();
+            let elapsed = load::flood(&daemon.socket(), SESSIONS, SESSIONS, messages).await;
+            rates.push(messages as f64 / elapsed.as_secs_f64());
+            used.push(daemon.usage() - before);
+            let (now, peak) = daemon.resident();
+            (peaks.push(peak), pending.push(now));
+            daemon.stop();
+            let again = Daemon::start(place.path(), Self::unreachable());
+            starts.push(again.started_in.as_secs_f64());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            started.push(again.resident().1);
+            again.stop();
+        }
+        let each = |value: fn(&Usage) -> f64| median(used.iter().map(|used| value(used) / messages as f64).collect());
+        let figures = &mut self.figures;
+        figures.add("ingest, API unreachable", median(rates), "lines/s", Aim::AtLeast(200_000.0));
+        figures.add("ingest: CPU a line", each(|used| used.cpu_micros), "µs", Aim::None);
+        figures.add("ingest: written a line", each(|used| used.written_bytes), "B", Aim::AtMost(2000.0));
+        figures.add("ingest: lines a sync", 1.0 / each(|used| used.commits), "", Aim::None);
+        figures.add("ingest: RSS peak", median(peaks), "MiB", Aim::AtMost(32.0));
+        figures.add("1 000 000 pending: RSS after the flood", median(pending), "MiB", Aim::AtMost(48.0));
+        figures.add("1 000 000 pending: start to READY", median(starts), "s", Aim::AtMost(0.5));
+        figures.add("1 000 000 pending: RSS peak of the start", median(started), "MiB", Aim::AtMost(48.0));
+    }
+
+    /// Fills a store while nobody can be reached, then lets a new daemon drain it.
+    async fn drain(&self, messages: u64, latency: Duration, fails_one_of: u64) -> Drain {
+        let place = directory();
+        let filling = Daemon::start(place.path(), Self::unreachable());
+        load::flood(&filling.socket(), SESSIONS, SESSIONS, messages).await;
+        filling.stop();
+        self.sink.expect(SESSIONS, messages, latency, fails_one_of);
+        let daemon = Daemon::start(place.path(), self.reachable());
+        let before = daemon.usage();
+        let sent_before = self.sink.stored() as f64;
+        let books = self.sink.complete(DEADLINE).await.expect("everything arrives");
+        let used = daemon.usage() - before;
+        let resident = daemon.resident().1;
+        daemon.stop();
+        check(&books, messages);
+        let measured = messages as f64 - sent_before;
+        Drain {
+            rate: books.rate(),
+            cpu_micros: used.cpu_micros / measured,
+            written_bytes: used.written_bytes / measured,
+            commits: used.commits / measured,
+            resident,
+        }
+    }
+
+    async fn drains(&self, messages: u64, latency: Duration) -> Drain {
+        let mut drains = Vec::new();
+        for _ in 0..self.runs {
+            drains.push(self.drain(messages, latency, 0).await);
+        }
+        let middle = |value: fn(&Drain) -> f64| median(drains.iter().map(value).collect());
+        Drain {
+            rate: middle(|drain| drain.rate),
+            cpu_micros: middle(|drain| drain.cpu_micros),
+            written_bytes: middle(|drain| drain.written_bytes),
+            commits: middle(|drain| drain.commits),
+            resident: middle(|drain| drain.resident),
+        }
+    }
+
+    fn limit(&self, client: Client, in_flight: usize, latency: Duration, requests: u64) -> Limit {
+        self.sink.expect(SESSIONS, u64::MAX, latency, 0);
+        let limits: Vec<Limit> =
+            (0..self.runs).map(|_| limits::measure(client, self.sink.address, in_flight, requests)).collect();
+        let middle = |value: fn(&Limit) -> f64| median(limits.iter().map(value).collect());
+        Limit { rate: middle(|limit| limit.rate), cpu_micros: middle(|limit| limit.cpu_micros) }
+    }
+
+    async fn delivery(&mut self) {
+        for (millis, messages) in [(0, 100_000), (5, 8_000), (20, 2_000)] {
+            let latency = Duration::from_millis(millis);
+            let reqwest = self.limit(Client::Reqwest, CONCURRENCY, latency, messages);
+            let hyper = self.limit(Client::Hyper, CONCURRENCY, latency, messages);
+            let drain = self.drains(messages, latency).await;
+            let name = format!("delivery, {CONCURRENCY} at once, API {millis} ms");
+            let (rate_aim, ratio_aim, cpu_aim) = match millis {
+                0 => (Aim::AtLeast(40_000.0), Aim::AtLeast(0.65), Aim::AtMost(25.0)),
+                5 => (Aim::None, Aim::AtLeast(0.95), Aim::None),
+                _ => (Aim::None, Aim::None, Aim::None),
+            };
+            let figures = &mut self.figures;
+            figures.add(name.clone(), drain.rate, "messages/s", rate_aim);
+            figures.add(format!("{name}: reqwest alone"), reqwest.rate, "requests/s", Aim::None);
+            figures.add(format!("{name}: hyper alone"), hyper.rate, "requests/s", Aim::None);
+            figures.add(format!("{name}: share of reqwest"), drain.rate / reqwest.rate, "", ratio_aim);
+            figures.add(format!("{name}: CPU a message"), drain.cpu_micros, "µs", cpu_aim);
+            figures.add(format!("{name}: CPU of reqwest"), reqwest.cpu_micros, "µs", Aim::None);
+            figures.add(format!("{name}: CPU of hyper"), hyper.cpu_micros, "µs", Aim::None);
+            figures.add(format!("{name}: written a message"), drain.written_bytes, "B", Aim::None);
+            figures.add(format!("{name}: syncs a message"), drain.commits, "", Aim::None);
+            figures.add(format!("{name}: RSS peak"), drain.resident, "MiB", Aim::None);
+        }
+    }
+
+    /// At a fixed rate with delivery running: latencies, and what a message costs on its way.
+    async fn live(&mut self) {
+        let lone = ("150 lines/s, API 5 ms", 150, 5, SESSIONS, Duration::from_secs(10));
+        let busy = ("10 000 lines/s, API 0 ms", 10_000, 0, SESSIONS, Duration::from_secs(5));
+        for (name, rate, millis, connections, time) in [lone, busy] {
+            let place = directory();
+            let daemon = Daemon::start(place.path(), self.reachable());
+            let lines = rate * time.as_secs() / connections as u64 * connections as u64;
+            self.sink.expect(connections, lines, Duration::from_millis(millis), 0);
+            let before = daemon.usage();
+            let mut acks = load::paced(&daemon.socket(), self.clock, connections, rate, time).await;
+            let mut books = self.sink.complete(DEADLINE).await.expect("everything arrives");
+            let used = daemon.usage() - before;
+            daemon.stop();
+            check(&books, lines);
+            let lone = rate == 150;
+            let aim = |lone_aim: f64, busy_aim: Option<f64>| {
+                if lone { Aim::AtMost(lone_aim) } else { busy_aim.map_or(Aim::None, Aim::AtMost) }
+            };
+            let each = |value: f64| value / lines as f64;
+            let figures = &mut self.figures;
+            figures.add(format!("{name}: write to arrival, p50"), percentile(&mut books.latencies, 0.5), "ms", aim(0.8, None));
+            figures.add(format!("{name}: write to arrival, p99"), percentile(&mut books.latencies, 0.99), "ms", aim(3.0, None));
+            figures.add(format!("{name}: ack, p50"), percentile(&mut acks, 0.5), "ms", Aim::None);
+            let ack = if lone { Aim::None } else { Aim::AtMost(5.0) };
+            figures.add(format!("{name}: ack, p99"), percentile(&mut acks, 0.99), "ms", ack);
+            figures.add(format!("{name}: CPU a message"), each(used.cpu_micros), "µs", aim(120.0, None));
+            figures.add(format!("{name}: written a message"), each(used.written_bytes), "B", aim(16_000.0, Some(6000.0)));
+            figures.add(format!("{name}: syncs a message"), each(used.commits), "", Aim::None);
+        }
+    }
+
+    /// Whether the cost of a message grows with the backlog.
+    async fn flat(&mut self) {
+        let (mut rates, mut costs) = (Vec::new(), Vec::new());
+        for messages in [10_000, 100_000, 1_000_000] {
+            let drain = self.drains(messages, Duration::ZERO).await;
+            self.figures.add(format!("backlog of {messages}: delivered"), drain.rate, "messages/s", Aim::None);
+            self.figures.add(format!("backlog of {messages}: CPU a message"), drain.cpu_micros, "µs", Aim::None);
+            self.figures.add(format!("backlog of {messages}: RSS peak"), drain.resident, "MiB", Aim::AtMost(48.0));
+            rates.push(drain.rate);
+            costs.push(drain.cpu_micros);
+        }
+        let spread = |values: &[f64]| {
+            let (least, most) =
+                values.iter().fold((f64::MAX, 0.0_f64), |(least, most), &value| (least.min(value), most.max(value)));
+            (most / least - 1.0) * 100.0
+        };
+        self.figures.add("flat: delivered, spread", spread(&rates), "%", Aim::AtMost(10.0));
+        self.figures.add("flat: CPU, spread", spread(&costs), "%", Aim::AtMost(10.0));
+    }
+
+    /// An API that fails every 50th report: everything still arrives once and in order.
+    async fn errors(&mut self) {
+        let drain = self.drain(20_000, Duration::ZERO, 50).await;
+        self.figures.add("delivery, 2 % errors, API 0 ms", drain.rate, "messages/s", Aim::None);
+    }
+
+    /// The guard: small, side by side, and only gross ratios count.
+    async fn guard(&mut self) {
+        let messages = 20_000;
+        let started = Instant::now();
+        let mut ratios = Vec::new();
+        for _ in 0..3 {
+            let limit = self.limit(Client::Reqwest, CONCURRENCY, Duration::ZERO, messages);
+            let drain = self.drain(messages, Duration::ZERO, 0).await;
+            ratios.push(drain.rate / limit.rate);
+        }
+        let ratio = ratios.iter().copied().fold(0.0, f64::max);
+        let latency = Duration::from_millis(5);
+        let limit = self.limit(Client::Reqwest, CONCURRENCY, latency, 1_000);
+        let slow = self.drain(1_000, latency, 0).await.rate / limit.rate;
+        self.figures.add("guard: share of reqwest, API 0 ms", ratio, "", Aim::AtLeast(0.65 / 2.0));
+        self.figures.add("guard: share of reqwest, API 5 ms", slow, "", Aim::AtLeast(0.95 / 2.0));
+        println!("({:?})", started.elapsed());
+        assert!(ratio >= 0.65 / 2.0 && slow >= 0.95 / 2.0, "delivery is less than half as fast as it should be beside reqwest");
+    }
+
+    fn write(&self) {
+        let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().to_owned();
+        let name = if self.small { "pipeline-small" } else { "pipeline" };
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        let table = format!("{cores} cores, load average at the end {load}\n{}", self.figures.markdown());
+        println!("\n{table}");
+        std::fs::write(target.join(format!("{name}.md")), table).unwrap();
+        std::fs::write(target.join(format!("{name}.json")), format!("{:#}\n", self.figures.json())).unwrap();
+    }
+}

@@ -1,0 +1,215 @@
+//! Changes to the history as requests and answers: what the command line asks, and what the one writer does.
+//!
+//! Promises: the same request does the same through the daemon's status socket and, without a daemon, in the process of
+//! the command line, which then holds the instance lock.
+//! Refuses: requests it does not know.
+//! Called by `observe::control` (in the daemon) and `history_command`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::backup_task::BackupRequests;
+use super::json::{HeldJson, MessageJson, SessionJson};
+use super::restore;
+use super::search::SearchIndex;
+use super::wipe;
+use crate::protocol::{MacAddress, SessionId};
+use crate::store::{ForgetError, ForgetWish, ImportError, RowId, Store};
+
+/// The rows one request may name.
+pub const ROWS: usize = 1000;
+/// The longest request, in bytes.
+pub const REQUEST_BYTES: usize = 8 << 20;
+
+/// A request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
+pub enum Request {
+    /// Rejected messages are to be sent again.
+    Retry {
+        /// Their rows.
+        rows: Vec<i64>,
+    },
+    /// Rejected messages are to be deleted.
+    Drop {
+        /// Their rows.
+        rows: Vec<i64>,
+    },
+    /// A history is to be forgotten.
+    Forget {
+        /// This device's.
+        mac: Option<String>,
+        /// This session's.
+        session_id: Option<String>,
+        /// What is undelivered, too.
+        including_undelivered: bool,
+    },
+    /// Messages of an export are to be written.
+    Import {
+        /// Their session.
+        session: Box<SessionJson>,
+        /// The messages.
+        messages: Vec<MessageJson>,
+        /// What the session held.
+        held: Vec<HeldJson>,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Whether it was done.
+    pub ok: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Messages it was done with.
+    #[serde(default)]
+    pub messages: u64,
+    /// Sessions it was done with.
+    #[serde(default)]
+    pub sessions: u64,
+    /// Of the messages, undelivered or pending ones.
+    #[serde(default)]
+    pub undelivered: u64,
+    /// Messages that cannot be sent again: their rows are damaged.
+    #[serde(default)]
+    pub damaged: u64,
+    /// Messages that were not there, or (importing) were there already.
+    #[serde(default)]
+    pub passed_over: u64,
+    /// Backup files deleted.
+    #[serde(default)]
+    pub backups: u64,
+    /// Whether the write-ahead log was emptied.
+    #[serde(default)]
+    pub log_truncated: bool,
+}
+
+impl Answer {
+    /// It was not done.
+    #[must_use]
+    pub fn refused(error: impl Into<String>) -> Self {
+        Self { error: Some(error.into()), ..Self::default() }
+    }
+
+    fn done() -> Self {
+        Self { ok: true, ..Self::default() }
+    }
+}
+
+/// Where the backups of sessions are, and who writes them.
+#[derive(Clone)]
+pub struct Backups {
+    /// Their directory.
+    pub directory: PathBuf,
+    /// Their writer, in a daemon: it must not write one while they are deleted.
+    pub writer: Option<BackupRequests>,
+}
+
+/// Does what is requested.
+#[derive(Clone)]
+pub struct Changes {
+    /// The store.
+    pub store: Store,
+    /// The index of words.
+    pub index: SearchIndex,
+    /// The backups.
+    pub backups: Backups,
+    /// Somebody may speak in an open session: it is not forgotten.
+    pub serving: bool,
+}
+
+impl Changes {
+    /// Does it.
+    pub async fn run(&self, request: Request) -> Answer {
+        match request {
+            Request::Retry { rows } | Request::Drop { rows } if rows.len() > ROWS => {
+                Answer::refused(format!("more than {ROWS} rows in one request"))
+            }
+            Request::Retry { rows } => match self.store.retry_rejected(rows.into_iter().map(RowId).collect()).await {
+                Ok(done) => Answer { messages: done.retried, damaged: done.damaged, passed_over: done.missing, ..Answer::done() },
+                Err(error) => Answer::refused(error.to_string()),
+            },
+            Request::Drop { rows } => match self.store.drop_rejected(rows.into_iter().map(RowId).collect()).await {
+                Ok(messages) => match self.tidy_index().await {
+                    Ok(()) => Answer { messages, ..Answer::done() },
+                    Err(error) => Answer::refused(format!("deleted, but not yet from the search index: {error}")),
+                },
+                Err(error) => Answer::refused(error.to_string()),
+            },
+            Request::Forget { mac, session_id, including_undelivered } => {
+                match (parsed(mac, |text| text.parse::<MacAddress>().ok()), parsed(session_id, |text| SessionId::new(text).ok()))
+                {
+                    (Ok(None), Ok(None)) | (Err(()), _) | (_, Err(())) => Answer::refused("forget needs a device or a session"),
+                    (Ok(mac), Ok(session_id)) => self.forget(mac, session_id, including_undelivered).await,
+                }
+            }
+            Request::Import { session, messages, held } => {
+                let session = match restore::session(&session, messages, held) {
+                    Ok(session) => session,
+                    Err(error) => return Answer::refused(error.to_string()),
+                };
+                match self.store.import(session).await {
+                    Ok(done) => Answer {
+                        messages: done.messages,
+                        undelivered: done.pending,
+                        passed_over: done.known,
+                        sessions: 1,
+                        ..Answer::done()
+                    },
+                    Err(error @ (ImportError::Busy | ImportError::Store(_))) => Answer::refused(error.to_string()),
+                }
+            }
+        }
+    }
+
+    /// Takes out of the index what left the store.
+    async fn tidy_index(&self) -> Result<(), String> {
+        let index = self.index.clone();
+        let tidied = tokio::task::spawn_blocking(move || index.reconcile()).await;
+        tidied.map_err(|failure| failure.to_string())?.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    async fn forget(&self, mac: Option<MacAddress>, session_id: Option<SessionId>, including_undelivered: bool) -> Answer {
+        let wish = ForgetWish { mac, session_id: session_id.clone(), including_undelivered, including_open: !self.serving };
+        let forgotten = match self.store.forget(wish).await {
+            Ok(forgotten) => forgotten,
+            Err(error @ (ForgetError::Open(_) | ForgetError::Undelivered(_) | ForgetError::Store(_))) => {
+                return Answer::refused(error.to_string());
+            }
+        };
+        if let Err(error) = self.tidy_index().await {
+            return Answer::refused(format!(
+                "the store forgot it, the search index and the backups did not: {error} (try again)"
+            ));
+        }
+        let directory = self.backups.directory.clone();
+        let delete = move || wipe::delete_backups(&directory, mac, session_id.as_ref());
+        let backups = match &self.backups.writer {
+            Some(writer) => writer.between_backups(delete).await,
+            None => tokio::task::spawn_blocking(delete).await.unwrap_or_else(|failure| Err(std::io::Error::other(failure))),
+        };
+        let answer = Answer {
+            messages: forgotten.messages,
+            sessions: forgotten.sessions,
+            undelivered: forgotten.undelivered,
+            log_truncated: forgotten.log_truncated,
+            ..Answer::done()
+        };
+        match backups {
+            Ok(backups) => Answer { backups, ..answer },
+            Err(error) => Answer {
+                ok: false,
+                error: Some(format!("the store forgot it, but its backups cannot be deleted: {error}")),
+                ..answer
+            },
+        }
+    }
+}
+
+/// What may be left out, parsed.
+fn parsed<T>(text: Option<String>, parse: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, ()> {
+    text.map_or(Ok(None), |text| parse(&text).map(Some).ok_or(()))
+}

@@ -1,0 +1,112 @@
+//! Markdown: a heading a session, a paragraph a message.
+//!
+//! Promises: what was said stands there as it was said; nothing of it is taken for markup.
+
+use std::io::{self, Write};
+
+use super::{Export, Spoken};
+use crate::history::name::date_of;
+use crate::history::table::clock;
+use crate::history::{HeldRecord, MessageState, SessionRecord, role};
+use crate::protocol::UnixMillis;
+
+pub(super) struct Markdown;
+
+impl Export for Markdown {
+    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "# Conversations")
+    }
+
+    fn session(&mut self, out: &mut dyn Write, session: &SessionRecord) -> io::Result<()> {
+        let end = session.ended.map_or_else(|| "still open".to_owned(), |time| format!("ended {}", stamp(time)));
+        writeln!(out, "\n## Session {}\n", escape(session.identity.session_id.as_str()))?;
+        write!(out, "Device {}, began {} UTC, {end}", session.identity.mac, stamp(session.started))?;
+        if let Some(reason) = &session.end_reason {
+            write!(out, " ({})", escape(reason))?;
+        }
+        if let Some(agent) = &session.agent_id {
+            write!(out, ", agent {}", escape(agent))?;
+        }
+        writeln!(out)
+    }
+
+    fn message(&mut self, out: &mut dyn Write, _: &SessionRecord, spoken: Spoken<'_>) -> io::Result<()> {
+        let message = spoken.message;
+        let state = match &message.state {
+            MessageState::Delivered => String::new(),
+            MessageState::Rejected { reason, .. } => format!(", rejected: {}", escape(reason)),
+            other => format!(", {}", other.as_str()),
+        };
+        let interrupted = if message.interrupted { ", interrupted" } else { "" };
+        let uncommitted = if message.uncommitted { ", uncommitted" } else { "" };
+        let (who, time) = (role(message.chat_type), stamp(message.time));
+        write!(out, "\n**{who}** ({time}{interrupted}{uncommitted}{state}):  \n{}\n", paragraph(&message.content))
+    }
+
+    fn held(&mut self, out: &mut dyn Write, _: &SessionRecord, held: &HeldRecord) -> io::Result<()> {
+        write!(out, "\n**user** ({}, held):  \n{}\n", stamp(held.time), paragraph(&held.text))
+    }
+
+    fn end_session(&mut self, _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn finish(&mut self, _: &mut dyn Write) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn stamp(time: UnixMillis) -> String {
+    format!("{} {}", date_of(time), clock(time))
+}
+
+/// Text whose line breaks stay.
+fn paragraph(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(|line| escape(line.trim())).collect();
+    lines.join("  \n")
+}
+
+/// Every character that means something in Markdown or HTML, escaped.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for (index, character) in text.char_indices() {
+        match character {
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '&' => escaped.push_str("&amp;"),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '#' | '|' | '~' | '!' | '$' | '{' | '}' => {
+                escaped.push('\\');
+                escaped.push(character);
+            }
+            // Only at the beginning of a line: a list, a rule, a numbered list.
+            '+' | '-' | '=' if index == 0 => {
+                escaped.push('\\');
+                escaped.push(character);
+            }
+            '.' | ')'
+                if index > 0 && text.get(..index).is_some_and(|before| before.bytes().all(|byte| byte.is_ascii_digit())) =>
+            {
+                escaped.push('\\');
+                escaped.push(character);
+            }
+            character if character.is_control() => escaped.push(' '),
+            character => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_said_is_markup() {
+        assert_eq!(escape("# no *heading*"), "\\# no \\*heading\\*");
+        assert_eq!(escape("<script>&"), "&lt;script&gt;&amp;");
+        assert_eq!(escape("- no list"), "\\- no list");
+        assert_eq!(escape("1. no list, 2.5 litres"), "1\\. no list, 2.5 litres");
+        assert_eq!(escape("नमस्ते 你好 🐘"), "नमस्ते 你好 🐘");
+        assert_eq!(paragraph("two\nlines"), "two  \nlines");
+    }
+}

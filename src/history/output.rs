@@ -1,0 +1,163 @@
+//! Where an export goes: standard output, or a file that is whole or not there.
+//!
+//! Promises: the file is written without a name beside its place and gets its name when it is complete and on disk, so a
+//! failure or a kill in the middle leaves nothing, and an older file of that name stays until then. It is 0600.
+//! Refuses: to write over a directory.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::unistd::linkat;
+use uuid::Uuid;
+
+/// An export cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}: {source}{}", .path.display(), hint(.source))]
+pub struct OutputError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => " (its directory does not exist)",
+        io::ErrorKind::StorageFull => " (nothing was left behind; free some room)",
+        io::ErrorKind::IsADirectory => " (name a file in it)",
+        _ => "",
+    }
+}
+
+/// A file under way. Dropped before [`Self::commit`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct AtomicFile {
+    out: BufWriter<File>,
+    /// As it was named, for messages.
+    named: PathBuf,
+    place: PathBuf,
+    directory: PathBuf,
+    /// Has a name already, because the file system knows no nameless files.
+    temporary: Option<PathBuf>,
+}
+
+impl AtomicFile {
+    /// Begins the file that is to stand at `path`; through a symbolic link, at its target.
+    ///
+    /// # Errors
+    /// When it cannot be written there.
+    pub fn begin(path: &Path) -> Result<Self, OutputError> {
+        let failed = |source| OutputError { path: path.to_path_buf(), source };
+        let place = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        if place.is_dir() {
+            return Err(failed(io::ErrorKind::IsADirectory.into()));
+        }
+        let directory = match place.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let nameless = OpenOptions::new().write(true).mode(0o600).custom_flags(OFlag::O_TMPFILE.bits()).open(&directory);
+        let (file, temporary) = match nameless {
+            Ok(file) => (file, None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(failed(error)),
+            Err(_) => {
+                let name = directory.join(temporary_name());
+                let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name).map_err(failed)?;
+                (file, Some(name))
+            }
+        };
+        Ok(Self { out: BufWriter::with_capacity(1 << 16, file), named: path.to_path_buf(), place, directory, temporary })
+    }
+
+    /// Puts the file in place, durably.
+    ///
+    /// # Errors
+    /// When it cannot be completed; what stood there before still stands.
+    pub fn commit(mut self) -> Result<(), OutputError> {
+        self.finish().map_err(|source| OutputError { path: self.named.clone(), source })
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.out.flush()?;
+        self.out.get_ref().sync_all()?;
+        if self.temporary.is_none() {
+            // A link is not made over an existing name: it gets one of its own, and is renamed.
+            let name = self.directory.join(temporary_name());
+            let descriptor = format!("/proc/self/fd/{}", self.out.get_ref().as_raw_fd());
+            linkat(AT_FDCWD, descriptor.as_str(), AT_FDCWD, &name, AtFlags::AT_SYMLINK_FOLLOW)?;
+            self.temporary = Some(name);
+        }
+        if let Some(name) = &self.temporary {
+            std::fs::rename(name, &self.place)?;
+            self.temporary = None;
+        }
+        File::open(&self.directory)?.sync_all()
+    }
+}
+
+fn temporary_name() -> String {
+    format!(".chat-historyd-{}.tmp", Uuid::now_v7().simple())
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if let Some(name) = self.temporary.take() {
+            let _ = std::fs::remove_file(name);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_appears_when_it_is_whole_and_replaces_the_old_one_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("export.csv");
+        std::fs::write(&path, "old").unwrap();
+        let mut file = AtomicFile::begin(&path).unwrap();
+        file.write_all(b"new").unwrap();
+        file.flush().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        file.commit().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_given_up_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = AtomicFile::begin(&directory.path().join("export.csv")).unwrap();
+        file.write_all(b"half").unwrap();
+        drop(file);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said_with_a_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = AtomicFile::begin(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("name a file in it"), "{error}");
+        let error = AtomicFile::begin(&directory.path().join("no/such")).unwrap_err().to_string();
+        assert!(error.contains("its directory does not exist"), "{error}");
+    }
+}

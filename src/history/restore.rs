@@ -1,0 +1,120 @@
+//! Exported sessions and messages as the store takes them back. Pure.
+//!
+//! Promises: what an export says is checked as a producer's line is; a mistake is named without the text it is in.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use uuid::Uuid;
+
+use super::json::{HeldJson, MessageJson, SessionJson};
+use crate::protocol::identity::InvalidIdentity;
+use crate::protocol::{ChatType, SessionId, SessionIdentity, UnixMillis};
+use crate::store::{ImportedMessage, ImportedSession, ImportedState, NewMessage, RejectReason};
+
+/// An export that cannot be read back.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} {what}")]
+pub struct NotAnExport {
+    field: &'static str,
+    what: String,
+}
+
+fn wrong(field: &'static str) -> impl FnOnce(InvalidIdentity) -> NotAnExport {
+    move |problem| NotAnExport { field, what: problem.to_string() }
+}
+
+/// The identity of an exported session.
+///
+/// # Errors
+/// When it has none.
+pub fn identity(mac: &str, session_id: &str) -> Result<SessionIdentity, NotAnExport> {
+    Ok(SessionIdentity {
+        mac: mac.parse().map_err(wrong("mac"))?,
+        session_id: SessionId::new(session_id).map_err(wrong("session_id"))?,
+    })
+}
+
+/// A session with its messages; what it held becomes uncommitted messages, as at the end of a session.
+///
+/// # Errors
+/// When a field is wrong.
+pub fn session(session: &SessionJson, messages: Vec<MessageJson>, held: Vec<HeldJson>) -> Result<ImportedSession, NotAnExport> {
+    let identity = identity(&session.mac, &session.session_id)?;
+    // A damaged row had no text to export.
+    let whole = messages.into_iter().filter(|message| message.state != "damaged").map(self::message);
+    let messages = whole.chain(held.into_iter().map(uncommitted)).collect::<Result<Vec<_>, _>>()?;
+    Ok(ImportedSession {
+        identity,
+        agent_id: session.agent_id.clone(),
+        client: session.client.clone(),
+        started: UnixMillis(session.started_ms),
+        ended: session.ended_ms.map(UnixMillis),
+        end_reason: session.end_reason.clone(),
+        producer_dropped: session.producer_dropped,
+        messages,
+    })
+}
+
+fn message(message: MessageJson) -> Result<ImportedMessage, NotAnExport> {
+    let problem = |field, what: &str| NotAnExport { field, what: what.to_owned() };
+    let state = match message.state.as_str() {
+        "pending" => ImportedState::Pending,
+        "delivered" | "kept" => ImportedState::Done,
+        "rejected" => {
+            let reason = message.reason.ok_or_else(|| problem("reason", "is missing"))?;
+            if !RejectReason::ALL.iter().any(|known| known.as_str() == reason) {
+                return Err(problem("reason", "is none that is known"));
+            }
+            ImportedState::Rejected(reason, message.answer)
+        }
+        _ => return Err(problem("state", "is none that is known")),
+    };
+    let audio = message.audio_base64.map(|text| STANDARD.decode(text)).transpose();
+    Ok(ImportedMessage {
+        message: NewMessage {
+            uuid: uuid(&message.uuid)?,
+            chat_type: ChatType::from_code(i64::from(message.chat_type))
+                .ok_or_else(|| problem("chat_type", "is not 1, 2 or 3"))?,
+            content: text(message.content)?,
+            time: UnixMillis(message.time_ms),
+            recorded: UnixMillis(message.recorded_ms),
+            event_id: message.event_id,
+            interrupted: message.interrupted,
+            uncommitted: message.uncommitted,
+            sendable: message.state != "kept",
+            audio: audio.map_err(|_| problem("audio_base64", "is no base64"))?,
+            extra: message.extra.map(|extra| extra.to_string()),
+        },
+        state,
+    })
+}
+
+fn uncommitted(held: HeldJson) -> Result<ImportedMessage, NotAnExport> {
+    Ok(ImportedMessage {
+        message: NewMessage {
+            uuid: uuid(&held.uuid)?,
+            chat_type: ChatType::User,
+            content: text(held.content)?,
+            time: UnixMillis(held.time_ms),
+            recorded: UnixMillis(held.time_ms),
+            event_id: None,
+            interrupted: false,
+            uncommitted: true,
+            sendable: true,
+            audio: None,
+            extra: None,
+        },
+        state: ImportedState::Pending,
+    })
+}
+
+fn uuid(text: &str) -> Result<Uuid, NotAnExport> {
+    Uuid::try_parse(text).map_err(|_| NotAnExport { field: "uuid", what: "is none".to_owned() })
+}
+
+fn text(text: String) -> Result<String, NotAnExport> {
+    if text.trim().is_empty() || text.contains('\0') {
+        return Err(NotAnExport { field: "content", what: "is empty or holds NUL".to_owned() });
+    }
+    Ok(text)
+}

@@ -1,0 +1,144 @@
+//! `history export`: conversations in a format, to a file or to standard output, in constant memory.
+
+use std::fs::OpenOptions;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use super::failure::Failure;
+use super::progress::Progress;
+use super::{PAGE, SESSIONS_PAGE, output};
+use crate::cli::history::ExportArgs;
+use crate::clock::wall_clock;
+use crate::config::Settings;
+use crate::history::Filter;
+use crate::history::export::{Choices, Export, Format, Spoken};
+use crate::history::name::rfc3339;
+use crate::history::output::{AtomicFile, OutputError};
+use crate::store::archive::{Page, SessionEntry};
+use crate::store::{Archive, RowId};
+
+pub(super) fn export(arguments: &ExportArgs, settings: &Settings) -> Result<(), Failure> {
+    if arguments.bom && arguments.format != Format::Csv {
+        return Err(Failure::Usage("--bom goes with --format csv only".into()));
+    }
+    if arguments.audio && !arguments.format.carries_audio() {
+        return Err(Failure::Usage("--audio goes with --format json and jsonl only".into()));
+    }
+    let archive = Archive::open(&settings.store.directory)?;
+    match arguments.output.as_deref() {
+        None => {
+            let mut out = output();
+            Run::new(arguments, &archive, !io::stdout().is_terminal())?.write(&mut out)?;
+            Ok(out.flush()?)
+        }
+        Some(path) if is_stream(path) => {
+            let failed = |source| OutputError { path: path.to_path_buf(), source };
+            let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
+            let mut out = BufWriter::with_capacity(1 << 16, file);
+            Run::new(arguments, &archive, true)?.write(&mut out)?;
+            Ok(out.flush().map_err(failed)?)
+        }
+        Some(path) => {
+            let mut file = AtomicFile::begin(path)?;
+            Run::new(arguments, &archive, true)?.write(&mut file).map_err(|failure| match failure {
+                Failure::Io(source) => Failure::Output(OutputError { path: path.to_path_buf(), source }),
+                other => other,
+            })?;
+            Ok(file.commit()?)
+        }
+    }
+}
+
+/// A pipe or a device: there is nothing to replace.
+fn is_stream(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| {
+        let kind = metadata.file_type();
+        kind.is_fifo() || kind.is_char_device()
+    })
+}
+
+struct Run<'a> {
+    archive: &'a Archive,
+    filter: Filter,
+    /// Sessions without a message that is asked for are left out.
+    selective: bool,
+    audio: bool,
+    left: u64,
+    export: Box<dyn Export>,
+    progress: Progress,
+}
+
+impl<'a> Run<'a> {
+    fn new(arguments: &ExportArgs, archive: &'a Archive, may_draw: bool) -> Result<Self, Failure> {
+        let now = wall_clock();
+        let filter = arguments.filter.filter(now);
+        let choices = Choices { bom: arguments.bom, audio: arguments.audio };
+        Ok(Self {
+            archive,
+            selective: filter.from.is_some() || filter.to.is_some() || filter.state.is_some(),
+            filter,
+            audio: arguments.audio,
+            left: arguments.limit.unwrap_or(u64::MAX),
+            export: arguments.format.export(choices, &rfc3339(now).unwrap_or_default()),
+            progress: Progress::new(archive.message_count()?, may_draw),
+        })
+    }
+
+    fn write(mut self, out: &mut dyn Write) -> Result<(), Failure> {
+        let query = self.filter.query(false);
+        let mut page = Page::OLDEST;
+        self.export.begin(out)?;
+        while self.left > 0 {
+            let entries = self.archive.sessions(&query, page, SESSIONS_PAGE)?;
+            let Some(last) = entries.last() else { break };
+            page = Page::After(last.session.key);
+            for entry in &entries {
+                self.session(out, entry)?;
+            }
+        }
+        Ok(self.export.finish(out)?)
+    }
+
+    fn session(&mut self, out: &mut dyn Write, entry: &SessionEntry) -> Result<(), Failure> {
+        let mut begun = false;
+        let filter = self.filter.clone();
+        if !self.selective && self.left > 0 {
+            self.begin(out, entry, &mut begun)?;
+        }
+        let mut after = RowId::default();
+        while self.left > 0 {
+            let page = self.archive.messages(entry.session.key, after, PAGE)?;
+            let Some(last) = page.last() else { break };
+            after = last.row;
+            self.progress.advance(page.len() as u64);
+            for message in page.iter().filter(|message| filter.takes(message)) {
+                if self.left == 0 {
+                    break;
+                }
+                self.left -= 1;
+                self.begin(out, entry, &mut begun)?;
+                let audio = if self.audio && message.audio_bytes > 0 { self.archive.audio(message.row)? } else { None };
+                self.export.message(out, &entry.session, Spoken { message, audio: audio.as_deref() })?;
+            }
+        }
+        for held in entry.session.held.iter().filter(|held| filter.takes_held(held.time)) {
+            if self.left > 0 {
+                self.left -= 1;
+                self.begin(out, entry, &mut begun)?;
+                self.export.held(out, &entry.session, held)?;
+            }
+        }
+        if begun {
+            self.export.end_session(out)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, out: &mut dyn Write, entry: &SessionEntry, begun: &mut bool) -> Result<(), Failure> {
+        if !std::mem::replace(begun, true) {
+            self.export.session(out, &entry.session)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,297 @@
+//! `history import`: an export in JSON or JSONL is read back into the store.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::failure::Failure;
+use super::hand::Hand;
+use crate::cli::history::ImportArgs;
+use crate::config::Settings;
+use crate::history::change::Request;
+use crate::history::json::{FORMAT, HeldJson, MessageJson, SessionJson, VERSION};
+
+/// Messages in one request, and their bytes.
+const CHUNK_MESSAGES: usize = 500;
+const CHUNK_BYTES: usize = 2 << 20;
+/// The longest line of JSONL: a message with its audio.
+const LINE_BYTES: u64 = 8 << 20;
+
+/// What was imported so far.
+#[derive(Default)]
+struct Totals {
+    sessions: u64,
+    messages: u64,
+    pending: u64,
+    known: u64,
+}
+
+/// Messages on their way.
+struct Chunks<'a> {
+    hand: &'a Hand,
+    session: Option<SessionJson>,
+    messages: Vec<MessageJson>,
+    held: Vec<HeldJson>,
+    bytes: usize,
+    totals: Totals,
+}
+
+impl Chunks<'_> {
+    fn begin(&mut self, session: SessionJson) -> Result<(), Failure> {
+        self.send()?;
+        self.totals.sessions += 1;
+        self.session = Some(session);
+        // A session without messages is a session, too.
+        self.send_even_if_empty()
+    }
+
+    fn message(&mut self, message: MessageJson) -> Result<(), Failure> {
+        self.bytes += message.content.len() + message.audio_base64.as_ref().map_or(0, String::len);
+        self.messages.push(message);
+        if self.messages.len() >= CHUNK_MESSAGES || self.bytes >= CHUNK_BYTES { self.send() } else { Ok(()) }
+    }
+
+    fn send(&mut self) -> Result<(), Failure> {
+        if self.messages.is_empty() && self.held.is_empty() { Ok(()) } else { self.send_even_if_empty() }
+    }
+
+    fn send_even_if_empty(&mut self) -> Result<(), Failure> {
+        let Some(session) = &self.session else { return Ok(()) };
+        let answer = self
+            .hand
+            .request(&Request::Import {
+                session: Box::new(session.clone()),
+                messages: std::mem::take(&mut self.messages),
+                held: std::mem::take(&mut self.held),
+            })
+            .map_err(|failure| match failure {
+                Failure::Refused(why) => Failure::Refused(format!("session {:?}: {why}", session.session_id)),
+                other => other,
+            })?;
+        self.bytes = 0;
+        self.totals.messages += answer.messages;
+        self.totals.pending += answer.undelivered;
+        self.totals.known += answer.passed_over;
+        Ok(())
+    }
+}
+
+pub(super) fn import(arguments: &ImportArgs, settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
+    let name = arguments.file.display().to_string();
+    let mut input: Box<dyn BufRead> = if name == "-" {
+        Box::new(BufReader::new(io::stdin()))
+    } else {
+        let file = File::open(&arguments.file).map_err(|error| Failure::Input(format!("cannot read {name}: {error}")))?;
+        Box::new(BufReader::with_capacity(1 << 16, file))
+    };
+    let first = line(&mut input, &name, 1)?.ok_or_else(|| Failure::Input(format!("{name} is empty")))?;
+    let header: Option<Value> = serde_json::from_slice(&first).ok();
+    let is_lines = header.as_ref().and_then(|header| header.get("kind")).and_then(Value::as_str) == Some("header");
+    if is_lines && let Some(header) = &header {
+        check_header(header, &name)?;
+    }
+    let hand = Hand::find(settings)?;
+    let mut chunks =
+        Chunks { hand: &hand, session: None, messages: Vec::new(), held: Vec::new(), bytes: 0, totals: Totals::default() };
+    let read = if is_lines { lines(&mut input, &name, &mut chunks) } else { document(first, input, &name, &mut chunks) };
+    let read = read.and_then(|()| chunks.send());
+    let totals = std::mem::take(&mut chunks.totals);
+    drop(chunks);
+    hand.finish();
+    writeln!(
+        out,
+        "imported {} messages of {} sessions; {} were there already; {} are pending and will be delivered",
+        totals.messages, totals.sessions, totals.known, totals.pending
+    )?;
+    out.flush()?;
+    read
+}
+
+fn check_header(header: &Value, name: &str) -> Result<(), Failure> {
+    if header.get("format").and_then(Value::as_str) != Some(FORMAT) {
+        return Err(Failure::Input(format!("{name} is no export of chat-historyd (its format should say {FORMAT})")));
+    }
+    match header.get("version").and_then(Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => Ok(()),
+        _ => Err(Failure::Input(format!("{name} has another version than {VERSION} (use the chat-historyd that wrote it)"))),
+    }
+}
+
+/// The next line, without its end; `None` at the end of the input.
+fn line(input: &mut dyn BufRead, name: &str, number: u64) -> Result<Option<Vec<u8>>, Failure> {
+    let mut line = Vec::new();
+    let read = input.take(LINE_BYTES).read_until(b'\n', &mut line);
+    match read.map_err(|error| Failure::Input(format!("cannot read {name}: {error}")))? {
+        0 => Ok(None),
+        _ if line.last() != Some(&b'\n') && line.len() as u64 == LINE_BYTES && number > 1 => {
+            Err(Failure::Input(format!("{name}:{number}: the line is longer than {LINE_BYTES} bytes")))
+        }
+        _ => Ok(Some(line)),
+    }
+}
+
+/// A line of JSONL after the first.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Line {
+    Session(SessionJson),
+    Message(Owned<MessageJson>),
+    Held(Owned<HeldJson>),
+}
+
+/// With its session.
+#[derive(Deserialize)]
+struct Owned<T> {
+    mac: String,
+    session_id: String,
+    #[serde(flatten)]
+    rest: T,
+}
+
+fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
+    let mut number = 1;
+    while let Some(text) = line(input, name, number + 1)? {
+        number += 1;
+        if text.trim_ascii().is_empty() {
+            continue;
+        }
+        let parsed: Line = serde_json::from_slice(&text).map_err(|error| {
+            Failure::Input(format!("{name}:{number}: this is no line of an export ({:?} error)", error.classify()))
+        })?;
+        let misplaced = |mac: &str, session_id: &str, session: &Option<SessionJson>| {
+            session.as_ref().is_none_or(|session| session.mac != mac || session.session_id != session_id)
+        };
+        let stray = || Failure::Input(format!("{name}:{number}: it stands under another session than its own"));
+        match parsed {
+            Line::Session(session) => chunks.begin(session)?,
+            Line::Message(one) if misplaced(&one.mac, &one.session_id, &chunks.session) => return Err(stray()),
+            Line::Held(one) if misplaced(&one.mac, &one.session_id, &chunks.session) => return Err(stray()),
+            Line::Message(one) => chunks.message(one.rest)?,
+            Line::Held(one) => chunks.held.push(one.rest),
+        }
+    }
+    Ok(())
+}
+
+/// A session in a document.
+#[derive(Deserialize)]
+struct Whole {
+    #[serde(flatten)]
+    session: SessionJson,
+    messages: Vec<MessageJson>,
+    #[serde(default)]
+    held: Vec<HeldJson>,
+}
+
+/// One JSON document: its sessions are taken one after the other, never all at once.
+fn document(first: Vec<u8>, input: Box<dyn BufRead>, name: &str, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
+    let mut failure = None;
+    let mut parser = serde_json::Deserializer::from_reader(io::Cursor::new(first).chain(input));
+    let seed = stream::Document {
+        header: &mut |header| check_header(header, name).map_err(|error| failure.insert(error).to_string()),
+        session: &mut |whole: Whole| {
+            let take = |chunks: &mut Chunks<'_>| {
+                chunks.begin(whole.session)?;
+                whole.messages.into_iter().try_for_each(|message| chunks.message(message))?;
+                chunks.held = whole.held;
+                chunks.send()
+            };
+            take(chunks).map_err(Box::new)
+        },
+        failure: None,
+    };
+    let (parsed, taken) = seed.read(&mut parser);
+    if let Some(failure) = failure.or(taken.map(|failure| *failure)) {
+        return Err(failure);
+    }
+    parsed.map_err(|error| {
+        Failure::Input(format!(
+            "{name}:{}:{}: this is no export of chat-historyd ({:?} error)",
+            error.line(),
+            error.column(),
+            error.classify()
+        ))
+    })
+}
+
+/// The document as a stream of sessions.
+mod stream {
+    use std::fmt;
+
+    use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+    use serde_json::{Map, Value};
+
+    use super::{Failure, Whole};
+
+    pub(super) struct Document<'a, 'b> {
+        pub(super) header: &'a mut (dyn FnMut(&Value) -> Result<(), String> + 'b),
+        pub(super) session: &'a mut (dyn FnMut(Whole) -> Result<(), Box<Failure>> + 'b),
+        pub(super) failure: Option<Box<Failure>>,
+    }
+
+    impl Document<'_, '_> {
+        pub(super) fn read<'de, D: Deserializer<'de>>(mut self, parser: D) -> (Result<(), D::Error>, Option<Box<Failure>>) {
+            let parsed = parser.deserialize_map(Fields(&mut self));
+            (parsed, self.failure)
+        }
+    }
+
+    struct Fields<'d, 'a, 'b>(&'d mut Document<'a, 'b>);
+
+    impl<'de> Visitor<'de> for Fields<'_, '_, '_> {
+        type Value = ();
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("an export")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+            let mut header = Map::new();
+            let mut checked = false;
+            while let Some(name) = map.next_key::<String>()? {
+                match name.as_str() {
+                    "format" | "version" => {
+                        header.insert(name, map.next_value()?);
+                    }
+                    "sessions" => {
+                        (self.0.header)(&Value::Object(std::mem::take(&mut header))).map_err(A::Error::custom)?;
+                        checked = true;
+                        map.next_value_seed(Sessions(&mut *self.0))?;
+                    }
+                    _ => drop(map.next_value::<IgnoredAny>()?),
+                }
+            }
+            if checked { Ok(()) } else { (self.0.header)(&Value::Null).map_err(A::Error::custom) }
+        }
+    }
+
+    struct Sessions<'d, 'a, 'b>(&'d mut Document<'a, 'b>);
+
+    impl<'de> DeserializeSeed<'de> for Sessions<'_, '_, '_> {
+        type Value = ();
+
+        fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<(), D::Error> {
+            parser.deserialize_seq(self)
+        }
+    }
+
+    impl<'de> Visitor<'de> for Sessions<'_, '_, '_> {
+        type Value = ();
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("sessions")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
+            while let Some(whole) = sequence.next_element::<Whole>()? {
+                if let Err(failure) = (self.0.session)(whole) {
+                    self.0.failure = Some(failure);
+                    return Err(A::Error::custom("stopped"));
+                }
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Forgets sessions: in short steps, overwritten in the file (`secure_delete`), and out of the log.
+//!
+//! Promises: nothing undelivered and nothing still going on is deleted by the way; who speaks in a forgotten session
+//! again gets it anew. A kill in the middle leaves a part, and the same wish does the rest.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, params};
+use tokio::sync::oneshot;
+
+use super::error::StoreError;
+use super::group::in_transaction;
+use super::rows::{self, cached};
+use super::shared::Shared;
+use super::types::{RowId, SessionKey};
+use super::writer::NextIds;
+use crate::observe::Skip;
+use crate::protocol::{MacAddress, SessionId};
+
+/// Rows deleted in one step.
+const STEP_ROWS: i64 = 500;
+/// How often the log is tried to be truncated while somebody reads, and how long between two tries.
+const TRUNCATE_TRIES: u32 = 100;
+const TRUNCATE_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whose history is to be forgotten.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForgetWish {
+    /// This device's.
+    pub mac: Option<MacAddress>,
+    /// This session's.
+    pub session_id: Option<SessionId>,
+    /// What the Manager API does not have yet, too.
+    pub including_undelivered: bool,
+    /// Sessions that have not ended, too: only right when nobody can speak in them.
+    pub including_open: bool,
+}
+
+/// What was forgotten.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Sessions.
+    pub sessions: u64,
+    /// Their messages.
+    pub messages: u64,
+    /// How many of these were undelivered, held transcripts included.
+    pub undelivered: u64,
+    /// Whether the write-ahead log was emptied, too.
+    pub log_truncated: bool,
+}
+
+/// Why nothing was forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum ForgetError {
+    /// The store cannot do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Sessions are still open.
+    #[error(
+        "{0} of these sessions are still open (they end with session_end or after session.idle_timeout): nothing was deleted"
+    )]
+    Open(u64),
+    /// The Manager API does not have everything yet.
+    #[error("{0} of these messages are undelivered: nothing was deleted (--including-undelivered deletes them, too)")]
+    Undelivered(u64),
+}
+
+/// A history being forgotten.
+pub(super) struct Forgetting {
+    wish: ForgetWish,
+    pub(super) reply: oneshot::Sender<Result<Forgotten, ForgetError>>,
+    /// Sessions still to go; `None` before the first step.
+    left: Option<Vec<SessionKey>>,
+    up_to: RowId,
+    done: Forgotten,
+    truncate_tries: u32,
+    pub(super) not_before: Instant,
+}
+
+impl Forgetting {
+    pub(super) fn new(wish: ForgetWish, reply: oneshot::Sender<Result<Forgotten, ForgetError>>) -> Self {
+        Self {
+            wish,
+            reply,
+            left: None,
+            up_to: RowId(0),
+            done: Forgotten::default(),
+            truncate_tries: 0,
+            not_before: Instant::now(),
+        }
+    }
+}
+
+pub(super) type Ended = Option<Result<Forgotten, ForgetError>>;
+
+/// The next step; its outcome when that was the last.
+pub(super) fn forget_step(
+    shared: &Shared,
+    connection: &Connection,
+    next: NextIds,
+    work: &mut Forgetting,
+) -> rusqlite::Result<Ended> {
+    let Some(left) = &mut work.left else { return begin_to_forget(shared, connection, next, work) };
+    if let Some(key) = left.last().copied() {
+        // Somebody may have opened it again meanwhile.
+        if let Some(handle) = shared.directory.get(key) {
+            handle.forget_up_to(work.up_to);
+        }
+        let (mut messages, mut gone) = (0, false);
+        in_transaction(connection, || {
+            let delete = "DELETE FROM messages WHERE id IN (SELECT id FROM messages INDEXED BY messages_by_session
+                          WHERE session = ?1 AND id <= ?2 ORDER BY id LIMIT ?3)";
+            messages = cached(connection, delete)?.execute(params![key.0, work.up_to.0, STEP_ROWS])?;
+            gone = i64::try_from(messages).is_ok_and(|messages| messages < STEP_ROWS);
+            if gone {
+                delete_session(connection, key, work.up_to)?;
+            }
+            next.save(connection)
+        })?;
+        work.done.messages += messages as u64;
+        shared.metrics.messages_pruned.add(messages as u64);
+        if gone {
+            left.pop();
+            work.done.sessions += 1;
+        }
+        return Ok(None);
+    }
+    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    work.truncate_tries += 1;
+    work.done.log_truncated = busy == 0;
+    if busy != 0 && work.truncate_tries < TRUNCATE_TRIES {
+        work.not_before = Instant::now() + TRUNCATE_PAUSE;
+        return Ok(None);
+    }
+    Ok(Some(Ok(work.done.clone())))
+}
+
+fn begin_to_forget(shared: &Shared, connection: &Connection, next: NextIds, work: &mut Forgetting) -> rusqlite::Result<Ended> {
+    let (mac, id) = (work.wish.mac.map(|mac| mac.to_string()), work.wish.session_id.as_ref().map(SessionId::as_str));
+    let found: Vec<(SessionKey, bool)> = cached(
+        connection,
+        "SELECT id, ended_ms IS NULL FROM sessions WHERE (?1 IS NULL OR mac = ?1) AND (?2 IS NULL OR session_id = ?2)",
+    )?
+    .query_map(params![mac, id], |row| Ok((SessionKey(row.get(0)?), row.get(1)?)))?
+    .collect::<rusqlite::Result<_>>()?;
+    let open = found.iter().filter(|(_, open)| *open).count() as u64;
+    if open > 0 && !work.wish.including_open {
+        return Ok(Some(Err(ForgetError::Open(open))));
+    }
+    let mut undelivered = Vec::with_capacity(found.len());
+    for (key, _) in &found {
+        let held: i64 = cached(connection, "SELECT count(*) FROM held INDEXED BY held_by_session WHERE session = ?1")?
+            .query_row([key.0], |row| row.get(0))?;
+        let pending = match shared.directory.get(*key) {
+            Some(handle) => handle.pending(),
+            None => rows::count_after(connection, *key, rows::cursor(connection, *key)?.row)?,
+        };
+        undelivered.push((*key, pending, u64::try_from(held).unwrap_or(0)));
+    }
+    let total: u64 = undelivered.iter().map(|(_, pending, held)| pending + held).sum();
+    if total > 0 && !work.wish.including_undelivered {
+        return Ok(Some(Err(ForgetError::Undelivered(total))));
+    }
+    work.up_to = RowId(next.row - 1);
+    for (key, pending, held) in undelivered {
+        if let Some(handle) = shared.directory.get(key) {
+            handle.forget_up_to(work.up_to);
+            handle.remove_pending(pending);
+        }
+        shared.metrics.pending.subtract(pending);
+        shared.metrics.held.subtract(held);
+        shared.metrics.skipped.add(Skip::Forgotten, pending + held);
+    }
+    work.done.undelivered = total;
+    if let (Some(mac), None) = (mac, id) {
+        cached(connection, "DELETE FROM waiting_devices WHERE mac = ?1")?.execute([mac])?;
+    }
+    work.left = Some(found.into_iter().map(|(key, _)| key).collect());
+    Ok(None)
+}
+
+/// Everything of a session but its messages; the session itself unless something new was said in it.
+fn delete_session(connection: &Connection, key: SessionKey, up_to: RowId) -> rusqlite::Result<()> {
+    cached(connection, "DELETE FROM rejected WHERE session = ?1 AND row <= ?2")?.execute([key.0, up_to.0])?;
+    cached(connection, "DELETE FROM held WHERE session = ?1 AND id <= ?2")?.execute([key.0, up_to.0])?;
+    if rows::newest(connection, key)? > up_to {
+        return Ok(());
+    }
+    cached(connection, "DELETE FROM streams WHERE session = ?1")?.execute([key.0])?;
+    cached(connection, "DELETE FROM cursors WHERE session = ?1")?.execute([key.0])?;
+    cached(connection, "DELETE FROM sessions WHERE id = ?1")?.execute([key.0])?;
+    Ok(())
+}

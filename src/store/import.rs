@@ -1,0 +1,246 @@
+//! Reads an exported session back into the store.
+//!
+//! Promises: reading the same export twice changes nothing (messages are known by their UUID); order, times, texts and
+//! states are those of the export; what was undelivered is pending again.
+//! Refuses: a session with undelivered messages here, for the cursor could not tell them from imported ones.
+
+use std::collections::HashSet;
+
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::changes::{Touched, insert};
+use super::checksum::RowFields;
+use super::error::StoreError;
+use super::group::in_transaction;
+use super::rows::{self, cached};
+use super::schema::flags;
+use super::shared::Shared;
+use super::types::{Cursor, NewMessage, RowId, SessionKey};
+use super::writer::{NextIds, wall_clock};
+use crate::protocol::{SessionIdentity, UnixMillis};
+
+/// A session to be imported: its row, and some of its messages in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImportedSession {
+    /// Whose it is.
+    pub identity: SessionIdentity,
+    /// The agent.
+    pub agent_id: Option<String>,
+    /// The producer's name and version.
+    pub client: Option<String>,
+    /// When it was first seen.
+    pub started: UnixMillis,
+    /// When it ended; now, when the export did not know an end.
+    pub ended: Option<UnixMillis>,
+    /// Why it ended.
+    pub end_reason: Option<String>,
+    /// Lines that its producer dropped.
+    pub producer_dropped: u64,
+    /// The messages.
+    pub messages: Vec<ImportedMessage>,
+}
+
+/// A message to be imported.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImportedMessage {
+    /// The message.
+    pub message: NewMessage,
+    /// What became of it.
+    pub state: ImportedState,
+}
+
+/// What became of an imported message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImportedState {
+    /// To be delivered from here.
+    Pending,
+    /// The server has it, or it is kept here only.
+    Done,
+    /// Never to be delivered: why, and the server's last word.
+    Rejected(String, Option<String>),
+}
+
+/// What became of an import.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Messages written.
+    pub messages: u64,
+    /// Of these, to be delivered.
+    pub pending: u64,
+    /// Messages that were there already.
+    pub known: u64,
+}
+
+/// Why a session was not imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// The store cannot do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It has undelivered messages here.
+    #[error("the session has undelivered messages here (import it when they are delivered)")]
+    Busy,
+}
+
+/// An import on its way to the writer.
+pub(super) struct Import {
+    pub(super) session: ImportedSession,
+    pub(super) reply: oneshot::Sender<Result<Imported, ImportError>>,
+}
+
+impl Import {
+    pub(super) fn refuse(self, error: StoreError) {
+        drop(self.reply.send(Err(ImportError::Store(error))));
+    }
+}
+
+/// Does it; on failure gives it back.
+pub(super) fn import(
+    shared: &Shared,
+    connection: &Connection,
+    next: &mut NextIds,
+    import: Box<Import>,
+) -> Result<(), (rusqlite::Error, Box<Import>)> {
+    match write(shared, connection, next, &import.session) {
+        Ok(imported) => {
+            drop(import.reply.send(imported));
+            Ok(())
+        }
+        Err(error) => Err((error, import)),
+    }
+}
+
+fn write(
+    shared: &Shared,
+    connection: &Connection,
+    next: &mut NextIds,
+    session: &ImportedSession,
+) -> rusqlite::Result<Result<Imported, ImportError>> {
+    let mut done = Imported::default();
+    let mut ids = *next;
+    let mut touched = Touched::default();
+    let mut busy = false;
+    let mut advanced = None;
+    in_transaction(connection, || {
+        let key = match rows::session_by_identity(connection, &session.identity)? {
+            Some(row) => row.key,
+            None => create(connection, ids.session_key(), session)?,
+        };
+        let known = uuids(connection, key)?;
+        let (new, old): (Vec<_>, Vec<_>) = session.messages.iter().partition(|one| !known.contains(&one.message.uuid));
+        done.known = old.len() as u64;
+        let handle = touched.handle(shared, connection, key, &session.identity, true)?;
+        if new.is_empty() {
+            return Ok(());
+        }
+        // Rows behind the cursor can only be imported as delivered when nothing before them is undelivered.
+        busy = handle.pending() > 0 && new.iter().any(|one| one.message.sendable && one.state != ImportedState::Pending);
+        if busy {
+            return Ok(());
+        }
+        let mut behind = handle.pending() == 0;
+        let mut cursor = handle.cursor();
+        for one in new {
+            let row = RowId(ids.row);
+            ids.row += 1;
+            behind &= one.state != ImportedState::Pending;
+            // Behind something undelivered the cursor cannot say that a row is done: it is kept and not sent.
+            let kept = !behind && one.state == ImportedState::Done;
+            put(connection, key, row, &one.message, kept)?;
+            if let (true, ImportedState::Rejected(reason, answer)) = (behind, &one.state) {
+                let now = wall_clock();
+                cached(
+                    connection,
+                    "INSERT INTO rejected (row, session, reason, answer, rejected_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![row.0, key.0, reason, answer, now.0])?;
+            }
+            if behind {
+                cursor = Cursor { row, offset: 0, last_report: cursor.last_report.max(one.message.time) };
+            }
+            let sendable = !behind && !kept && one.message.sendable;
+            touched.wrote(key, row, sendable);
+            done.messages += 1;
+            done.pending += u64::from(sendable);
+        }
+        if cursor != handle.cursor() {
+            cached(
+                connection,
+                "INSERT INTO cursors (session, row, offset, last_report_ms) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (session)
+                 DO UPDATE SET row = excluded.row, offset = excluded.offset, last_report_ms = excluded.last_report_ms",
+            )?
+            .execute(params![key.0, cursor.row.0, 0, cursor.last_report.0])?;
+            advanced = Some((handle, cursor));
+        }
+        ids.save(connection)?;
+        if let Some((handle, cursor)) = &advanced {
+            handle.set_cursor(*cursor);
+        }
+        touched.book(shared);
+        Ok(())
+    })?;
+    *next = ids;
+    if busy {
+        return Ok(Err(ImportError::Busy));
+    }
+    touched.announce(shared);
+    Ok(Ok(done))
+}
+
+fn create(connection: &Connection, key: SessionKey, session: &ImportedSession) -> rusqlite::Result<SessionKey> {
+    let (ended, reason) = match session.ended {
+        Some(ended) => (ended, session.end_reason.as_deref()),
+        None => (wall_clock(), Some("imported")),
+    };
+    cached(
+        connection,
+        "INSERT INTO sessions (id, mac, session_id, agent_id, client, started_ms, ended_ms, end_reason, producer_dropped)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?
+    .execute(params![
+        key.0,
+        session.identity.mac.to_string(),
+        session.identity.session_id.as_str(),
+        session.agent_id,
+        session.client,
+        session.started.0,
+        ended.0,
+        reason,
+        i64::try_from(session.producer_dropped).unwrap_or(i64::MAX >> 8),
+    ])?;
+    Ok(key)
+}
+
+fn put(connection: &Connection, key: SessionKey, row: RowId, message: &NewMessage, kept: bool) -> rusqlite::Result<()> {
+    let bit = |set: bool, flag: i64| if set { flag } else { 0 };
+    insert(
+        connection,
+        &RowFields {
+            id: row.0,
+            session: key.0,
+            uuid: message.uuid.as_bytes(),
+            chat_type: i64::from(message.chat_type.code()),
+            flags: bit(message.interrupted, flags::INTERRUPTED)
+                | bit(message.uncommitted, flags::UNCOMMITTED)
+                | bit(kept || !message.sendable, flags::KEEP_ONLY),
+            time_ms: message.time.0,
+            recorded_ms: message.recorded.0,
+            content: &message.content,
+            event_id: message.event_id.as_deref(),
+            extra: message.extra.as_deref(),
+            audio: message.audio.as_deref(),
+        },
+    )
+}
+
+fn uuids(connection: &Connection, key: SessionKey) -> rusqlite::Result<HashSet<Uuid>> {
+    let mut statement = cached(connection, "SELECT uuid FROM messages INDEXED BY messages_by_session WHERE session = ?1")?;
+    let mut found = statement.query([key.0])?;
+    let mut uuids = HashSet::new();
+    while let Some(row) = found.next().optional()?.flatten() {
+        uuids.extend(row.get_ref(0)?.as_blob().ok().and_then(|bytes| Uuid::from_slice(bytes).ok()));
+    }
+    Ok(uuids)
+}

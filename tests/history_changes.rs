@@ -1,0 +1,299 @@
+//! Changes to the history from the shell: through the running daemon, or by the command itself when none runs.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::history::{
+    CONVERSATION, MAC, OTHER_MAC, bytes_are_in, command, converse, fill, json_of, refusal, run, run_with_input, text,
+};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, oracle, soon};
+
+const IN_TIME: Duration = Duration::from_secs(20);
+
+fn rejected(daemon: &Daemon) -> Vec<Value> {
+    json_of(daemon, &["rejected", "list", "--format", "json"]).as_array().expect("an array").clone()
+}
+
+/// A daemon whose server found two messages of a session invalid.
+fn daemon_with_rejected(api: &ManagerApi) -> Daemon {
+    api.register(MAC);
+    let daemon = Daemon::start_for(api);
+    api.fault(Fault::code(10034));
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.say(1, "यह अस्वीकार हुआ");
+    agent.say(2, "and this one, too");
+    agent.end();
+    agent.flush("durable");
+    soon("both are rejected", || daemon.metric("rejected") == 2);
+    api.clear_faults();
+    soon("both are listed", || rejected(&daemon).len() == 2);
+    daemon
+}
+
+#[test]
+fn rejected_messages_are_listed_shown_and_delivered_when_tried_again() {
+    let api = ManagerApi::start(Variant::Fork);
+    let daemon = daemon_with_rejected(&api);
+    let list = text(&daemon, &["rejected", "list"]);
+    assert!(list.contains("invalid") && list.contains("यह अस्वीकार हुआ") && list.contains(MAC), "{list}");
+    let number = rejected(&daemon)[0]["number"].to_string();
+    let shown = text(&daemon, &["rejected", "show", &number]);
+    assert!(shown.contains("the server found the report wrong") && shown.ends_with("यह अस्वीकार हुआ\n"), "{shown}");
+    assert!(refusal(&daemon, &["rejected", "show", "999"], 64).contains("no rejected message has the number 999"));
+    assert!(refusal(&daemon, &["rejected", "retry", "999"], 64).contains("999"));
+    assert_eq!(json_of(&daemon, &["rejected", "list", "--reason", "damaged", "--format", "json"]), json!([]));
+    let said = text(&daemon, &["rejected", "retry", &number]);
+    assert!(said.starts_with("1 messages are pending again: the daemon delivers them now"), "{said}");
+    assert_eq!(api.wait_for_rows("s", 1)[0].content, "यह अस्वीकार हुआ");
+    text(&daemon, &["rejected", "retry", "--all"]);
+    let rows = api.wait_for_rows("s", 2);
+    assert_eq!(rows[1].content, "and this one, too");
+    soon("none is left", || rejected(&daemon).is_empty());
+    oracle::check_books(&daemon);
+    soon("all is delivered", || text(&daemon, &["history", "list"]).contains("2 delivered"));
+}
+
+#[test]
+fn rejected_messages_are_tried_again_by_the_next_daemon_when_none_runs() {
+    let api = ManagerApi::start(Variant::Fork);
+    let mut daemon = daemon_with_rejected(&api);
+    assert!(daemon.term(IN_TIME).success());
+    let said = text(&daemon, &["rejected", "retry", "--session", "s"]);
+    assert!(said.starts_with("2 messages are pending again: the daemon delivers them when it runs"), "{said}");
+    daemon.start();
+    assert_eq!(api.wait_for_rows("s", 2).len(), 2);
+    oracle::check_books(&daemon);
+}
+
+#[test]
+fn rejected_messages_are_dropped_only_when_that_is_confirmed() {
+    let api = ManagerApi::start(Variant::Fork);
+    let daemon = daemon_with_rejected(&api);
+    assert!(refusal(&daemon, &["rejected", "drop", "--all"], 64).contains("--yes"));
+    assert_eq!(rejected(&daemon).len(), 2);
+    assert!(refusal(&daemon, &["rejected", "drop"], 64).contains("--all"));
+    let said = text(&daemon, &["rejected", "drop", "--all", "--yes"]);
+    assert!(said.starts_with("2 rejected messages were deleted"), "{said}");
+    assert!(rejected(&daemon).is_empty());
+    oracle::check_books(&daemon);
+}
+
+#[test]
+fn a_device_is_forgotten_everywhere_and_the_others_stay() {
+    for running in [true, false] {
+        let api = ManagerApi::start(Variant::Fork);
+        api.register(MAC);
+        api.register(OTHER_MAC);
+        let mut daemon = Daemon::start_for(&api);
+        converse(&daemon, MAC, "s1");
+        converse(&daemon, MAC, "s2");
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(MAC, "s3");
+        agent.say(1, "ein Geheimnis: गुप्त बात 秘密的话");
+        agent.end();
+        agent.flush("durable");
+        converse(&daemon, OTHER_MAC, "s1");
+        for (session, count) in [("s1", 16), ("s2", 8), ("s3", 1)] {
+            api.wait_for_rows(session, count);
+        }
+        soon("all is delivered", || daemon.metric("pending") == 0);
+        soon("the backups are there", || bytes_are_in(&daemon.backups(), "ein Geheimnis"));
+        soon("the store holds all", || text(&daemon, &["history", "list"]).matches("8 delivered").count() == 3);
+        if !running {
+            assert!(daemon.term(IN_TIME).success());
+        }
+        assert!(bytes_are_in(&daemon.store(), "गुप्त बात 秘密的话"));
+        if running {
+            // The index of words holds it, too.
+            soon("it is indexed", || bytes_are_in(&daemon.store(), "geheimnis"));
+        }
+        assert!(refusal(&daemon, &["history", "forget", "--mac", MAC], 64).contains("--yes"));
+        assert!(refusal(&daemon, &["history", "forget", "--yes"], 64).contains("--mac"));
+        let said = text(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+        assert!(said.contains(&format!("deleted of device {MAC}: 3 sessions, 17 messages")), "{said}");
+        assert!(said.contains("3 backup files") && said.contains("checked: none of"), "{said}");
+        for needle in ["ein Geheimnis", "geheimnis", "गुप्त", "गुप्त बात", "秘密的话", MAC, "6825ddba3978"]
+        {
+            assert!(!bytes_are_in(&daemon.store(), needle), "{needle} is still in the store");
+            assert!(!bytes_are_in(&daemon.backups(), needle), "{needle} is still in the backups");
+        }
+        let list = text(&daemon, &["history", "list"]);
+        assert!(list.lines().count() == 2 && list.contains(OTHER_MAC), "{list}");
+        assert!(text(&daemon, &["history", "show", "s1"]).contains("Goodbye, little one"));
+        if running {
+            // The device may speak again.
+            converse(&daemon, MAC, "s1");
+            api.wait_for_rows("s1", 24);
+            oracle::check_books(&daemon);
+        }
+    }
+}
+
+#[test]
+fn what_is_undelivered_or_still_going_on_is_not_forgotten_by_the_way() {
+    let daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(OTHER_MAC, "open");
+    agent.say(1, "still talking");
+    agent.flush("durable");
+    let said = refusal(&daemon, &["history", "forget", "--session", "s", "--yes"], 64);
+    assert!(said.contains("8 messages of session s are undelivered") && said.contains("--including-undelivered"), "{said}");
+    let words = ["history", "forget", "--session", "open", "--yes", "--including-undelivered"];
+    let said = refusal(&daemon, &words, 64);
+    assert!(said.contains("still open"), "{said}");
+    assert_eq!(text(&daemon, &["history", "list"]).lines().count(), 3);
+    let said = text(&daemon, &["history", "forget", "--session", "s", "--yes", "--including-undelivered"]);
+    assert!(said.contains("1 sessions, 8 messages (8 undelivered"), "{said}");
+    assert_eq!(daemon.labelled("skipped", "forgotten"), 8);
+    oracle::check_books(&daemon);
+}
+
+#[test]
+fn a_set_aside_damaged_store_that_still_holds_the_text_is_named() {
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    assert!(daemon.term(IN_TIME).success());
+    let corrupt = daemon.store().join("corrupt/old");
+    std::fs::create_dir_all(&corrupt).expect("a directory");
+    std::fs::copy(daemon.store().join("history.db"), corrupt.join("history.db")).expect("a copy");
+    let output = run(&daemon, &["history", "forget", "--mac", MAC, "--yes", "--including-undelivered"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(70), "{said}");
+    assert!(said.contains("corrupt/old/history.db") && said.contains("delete it by hand"), "{said}");
+}
+
+#[test]
+fn an_export_is_read_back_as_it_was_and_reading_it_twice_changes_nothing() {
+    let api = ManagerApi::start(Variant::Fork);
+    let source = daemon_with_rejected(&api);
+    converse(&source, MAC, "कहानी");
+    api.wait_for_rows("कहानी", CONVERSATION.len());
+    soon("all is delivered", || source.metric("pending") == 0);
+    soon("and stored", || text(&source, &["history", "list"]).contains("8 delivered"));
+    for format in ["json", "jsonl"] {
+        for running in [true, false] {
+            let export = text(&source, &["history", "export", "--format", format]);
+            let mut target = Daemon::builder().start();
+            if !running {
+                assert!(target.term(IN_TIME).success());
+            }
+            let output = run_with_input(&target, &["history", "import", "-"], export.as_bytes());
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{output:?}");
+            assert!(said.contains("imported 10 messages of 2 sessions; 0 were there already; 0 are pending"), "{said}");
+            let without_date = |text: &str| {
+                let lines = text.lines().filter(|line| !line.contains("\"exported\""));
+                lines.map(str::to_owned).collect::<Vec<_>>()
+            };
+            let again = text(&target, &["history", "export", "--format", format]);
+            assert_eq!(without_date(&again), without_date(&export), "{format}");
+            assert_eq!(rejected(&target).len(), 2);
+            let output = run_with_input(&target, &["history", "import", "-"], export.as_bytes());
+            assert!(String::from_utf8_lossy(&output.stdout).contains("imported 0 messages of 2 sessions; 10 were there"));
+            assert_eq!(without_date(&text(&target, &["history", "export", "--format", format])), without_date(&export));
+        }
+    }
+}
+
+#[test]
+fn what_was_pending_in_an_export_is_delivered_after_the_import() {
+    let source = Daemon::builder().start();
+    converse(&source, MAC, "s");
+    let file = source.directory().join("out.jsonl");
+    text(&source, &["history", "export", "--format", "jsonl", "-o", "out.jsonl"]);
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let target = Daemon::start_for(&api);
+    let said = text(&target, &["history", "import", &file.display().to_string()]);
+    assert!(said.contains("imported 8 messages") && said.contains("8 are pending"), "{said}");
+    let rows = api.wait_for_rows("s", CONVERSATION.len());
+    assert!(rows.iter().map(|row| row.content.as_str()).eq(CONVERSATION.map(|(_, content)| content)), "{rows:?}");
+    oracle::check_books(&target);
+}
+
+#[test]
+fn what_is_no_export_is_refused_with_the_place_and_without_the_text() {
+    let daemon = Daemon::builder().start();
+    let refuse = |input: &str| {
+        let output = run_with_input(&daemon, &["history", "import", "-"], input.as_bytes());
+        assert_eq!(output.status.code(), Some(64), "{input}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("secret"), "{said}");
+        said
+    };
+    let header = r#"{"kind":"header","format":"chat-historyd/history","version":1,"exported":"x"}"#;
+    assert!(refuse("").contains("is empty"));
+    assert!(refuse("hello secret").contains("no export"));
+    assert!(refuse(r#"{"format":"other","version":1,"sessions":[]}"#).contains("format"));
+    assert!(refuse(r#"{"format":"chat-historyd/history","version":9,"sessions":[]}"#).contains("version"));
+    assert!(refuse(r#"{"a":1}"#).contains("format"));
+    assert!(refuse(&format!("{header}\n{{\"kind\":\"secret\"}}\n")).contains("-:2"));
+    let session = r#"{"kind":"session","mac":"68:25:dd:ba:39:78","session_id":"s","started_ms":1}"#;
+    let message = r#"{"kind":"message","mac":"68:25:dd:ba:39:78","session_id":"t","uuid":"x","chat_type":1,"time_ms":1,"recorded_ms":1,"content":"secret","state":"pending"}"#;
+    assert!(refuse(&format!("{header}\n{session}\n{message}\n")).contains("another session"));
+    let message = message.replace("\"t\"", "\"s\"");
+    assert!(refuse(&format!("{header}\n{session}\n{message}\n")).contains("uuid"));
+    assert!(refusal(&daemon, &["history", "import", "/no/such/file"], 64).contains("cannot read /no/such/file"));
+}
+
+#[test]
+fn a_big_history_is_forgotten_beside_intake_that_never_stalls() {
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    assert!(daemon.term(IN_TIME).success());
+    fill(&daemon, 50_000);
+    daemon.start();
+    let mut forgetting = command(&daemon, &["history", "forget", "--mac", OTHER_MAC, "--yes"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut agent = Agent::connect(&daemon);
+    let mut slowest = Duration::ZERO;
+    let mut rounds = 0;
+    while forgetting.try_wait().expect("its state").is_none() {
+        let began = std::time::Instant::now();
+        agent.bind(MAC, "beside");
+        agent.say(1, "and on it goes");
+        agent.flush("durable");
+        slowest = slowest.max(began.elapsed());
+        rounds += 1;
+    }
+    let output = forgetting.wait_with_output().expect("its output");
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("50000 messages"), "{output:?}");
+    assert!(rounds > 5 && slowest < Duration::from_secs(2), "{rounds} rounds, the slowest took {slowest:?}");
+}
+
+#[test]
+fn only_the_owner_and_root_may_change_the_history() {
+    use std::io::{Read, Write};
+    let daemon = Daemon::builder().set("socket.mode", "'0666'").start();
+    converse(&daemon, MAC, "s");
+    let script = r#"socket(S, AF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($ARGV[0])) or die "$!";
+        syswrite(S, "{\"change\":\"forget\",\"mac\":null,\"session_id\":\"s\",\"including_undelivered\":true}\n"); print while <S>;"#;
+    let socket = daemon.directory().join("run/status.sock");
+    if nix::unistd::geteuid().is_root() {
+        for path in [daemon.directory(), &daemon.directory().join("run")] {
+            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+        }
+        let output = std::process::Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "perl", "-MSocket", "-e", script])
+            .arg(&socket)
+            .output()
+            .expect("setpriv runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("only the daemon's own user and root"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    } else {
+        crate::support::skipped("only root can be somebody else");
+    }
+    assert_eq!(text(&daemon, &["history", "list"]).lines().count(), 2);
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("the status socket");
+    stream.write_all(b"no request\n").expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.contains("\"ok\":false") || answer.contains("\"uptime_seconds\""), "{answer}");
+    assert!(daemon.try_status().is_some(), "the status is still told to whoever sends nothing");
+}

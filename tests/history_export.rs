@@ -1,0 +1,303 @@
+//! Exports: every format from a real conversation in several scripts, whole or not there.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::support::Daemon;
+use crate::support::history::{CONVERSATION, MAC, OTHER_MAC, command, converse, fill, json_of, refusal, run, text};
+
+fn daemon() -> Daemon {
+    let daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "first");
+    converse(&daemon, OTHER_MAC, "कहानी-二");
+    daemon
+}
+
+/// The keywords of JSON Schema that the published one uses, and no others.
+fn check(schema: &Value, root: &Value, value: &Value, place: &str) {
+    for (keyword, rule) in schema.as_object().expect("a schema") {
+        match keyword.as_str() {
+            "$ref" => {
+                let pointer = rule.as_str().expect("a reference").trim_start_matches('#');
+                check(root.pointer(pointer).unwrap_or_else(|| panic!("{pointer}")), root, value, place);
+            }
+            "const" => assert_eq!(value, rule, "{place}"),
+            "enum" => assert!(rule.as_array().expect("a list").contains(value), "{place}: {value}"),
+            "type" => {
+                let kinds: Vec<&str> = rule.as_array().map_or_else(
+                    || vec![rule.as_str().expect("a type")],
+                    |kinds| kinds.iter().filter_map(Value::as_str).collect(),
+                );
+                let is = |kind: &&str| match *kind {
+                    "object" => value.is_object(),
+                    "array" => value.is_array(),
+                    "string" => value.is_string(),
+                    "integer" => value.is_i64() || value.is_u64(),
+                    "boolean" => value.is_boolean(),
+                    "null" => value.is_null(),
+                    other => panic!("unknown type {other}"),
+                };
+                assert!(kinds.iter().any(is), "{place}: {value} is no {kinds:?}");
+            }
+            "required" => {
+                for name in rule.as_array().expect("a list").iter().filter_map(Value::as_str) {
+                    assert!(value.get(name).is_some(), "{place} has no {name}");
+                }
+            }
+            "properties" => {
+                let fields = rule.as_object().expect("properties");
+                for (name, field) in value.as_object().into_iter().flatten() {
+                    if let Some(schema) = fields.get(name) {
+                        check(schema, root, field, &format!("{place}/{name}"));
+                    } else {
+                        assert_ne!(schema.get("additionalProperties"), Some(&Value::Bool(false)), "{place} has {name}");
+                    }
+                }
+            }
+            "items" => value.as_array().into_iter().flatten().for_each(|item| check(rule, root, item, &format!("{place}[]"))),
+            "pattern" => {
+                let text = value.as_str().expect("a string");
+                let hex = text.bytes().all(|byte| byte.is_ascii_hexdigit() || b":-".contains(&byte));
+                assert!(hex && matches!(text.len(), 17 | 36), "{place}: {text}");
+            }
+            "minLength" => assert!(value.as_str().expect("a string").chars().count() as u64 >= rule.as_u64().expect("a number")),
+            "maxLength" => assert!(value.as_str().expect("a string").chars().count() as u64 <= rule.as_u64().expect("a number")),
+            "minimum" => assert!(value.as_i64().expect("a number") >= rule.as_i64().expect("a number"), "{place}"),
+            "$schema" | "title" | "description" | "format" | "additionalProperties" | "$defs" => {}
+            other => panic!("the check does not know {other}"),
+        }
+    }
+}
+
+#[test]
+fn json_and_every_line_of_jsonl_fit_the_published_schema() {
+    let daemon = daemon();
+    let schema = json_of(&daemon, &["history", "schema"]);
+    let document = json_of(&daemon, &["history", "export"]);
+    check(&schema, &schema, &document, "document");
+    let said: Vec<&str> = document["sessions"][1]["messages"]
+        .as_array()
+        .expect("messages")
+        .iter()
+        .map(|one| one["content"].as_str().expect("text"))
+        .collect();
+    assert_eq!(said, CONVERSATION.map(|(_, content)| content));
+    let lines = text(&daemon, &["history", "export", "--format", "jsonl"]);
+    let mut kinds = Vec::new();
+    for line in lines.lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        let kind = line["kind"].as_str().expect("a kind").to_owned();
+        let name = if kind == "header" { kind.clone() } else { format!("{kind}_line") };
+        check(&schema["$defs"][&name], &schema, &line, &kind);
+        kinds.push(kind);
+    }
+    assert_eq!(kinds.iter().filter(|kind| *kind == "message").count(), 16);
+    assert_eq!((kinds[0].as_str(), kinds[1].as_str(), kinds.len()), ("header", "session", 19));
+    // The check itself can fail.
+    let mut wrong = document.clone();
+    wrong["sessions"][0]["messages"][0]["state"] = "lost".into();
+    assert!(std::panic::catch_unwind(|| check(&schema, &schema, &wrong, "wrong")).is_err());
+}
+
+#[test]
+fn csv_opens_right_in_a_spreadsheet() {
+    let daemon = daemon();
+    let csv = text(&daemon, &["history", "export", "--format", "csv", "--mac", MAC]);
+    assert!(!csv.starts_with('\u{feff}'));
+    let script = "import csv,sys,json; print(json.dumps(list(csv.reader(sys.stdin, strict=True))))";
+    let file = daemon.directory().join("export.csv");
+    std::fs::write(&file, &csv).expect("a file");
+    let output = Command::new("python3")
+        .args(["-c", script])
+        .env("PYTHONUTF8", "1")
+        .stdin(std::fs::File::open(&file).expect("the file"))
+        .output()
+        .expect("python3 runs");
+    let rows: Vec<Vec<String>> = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!(rows.len(), 9);
+    assert_eq!(rows[0][5], "content");
+    for (row, (chat_type, content)) in rows[1..].iter().zip(CONVERSATION) {
+        let expected = if content.starts_with('=') { format!("'{content}") } else { content.to_owned() };
+        assert_eq!((row.len(), &row[5], row[4].as_str()), (12, &expected, if chat_type == 1 { "user" } else { "agent" }));
+        assert_eq!((row[0].as_str(), row[6].as_str()), (MAC, "pending"));
+    }
+    assert_eq!(csv.matches("\r\n").count(), 9);
+    assert!(text(&daemon, &["history", "export", "--format", "csv", "--bom"]).starts_with('\u{feff}'));
+}
+
+#[test]
+fn markdown_and_html_show_every_word_and_take_nothing_for_markup() {
+    let daemon = daemon();
+    let markdown = text(&daemon, &["history", "export", "--format", "markdown"]);
+    for word in
+        ["नमस्ते, मुझे हाथी की कहानी सुनाओ", "我想听大象的故事", "👨‍👩‍👧‍👦", "&lt;b&gt;bold&lt;/b&gt; &amp; \\*stars\\*", "interrupted"]
+    {
+        assert!(markdown.contains(word), "{word}\n{markdown}");
+    }
+    let html = text(&daemon, &["history", "export", "--format", "html"]);
+    for word in ["नमस्ते, मुझे हाथी की कहानी सुनाओ", "从前有一只大象", "🍉", "&lt;b&gt;bold&lt;/b&gt; &amp; *stars*", "interrupted"]
+    {
+        assert!(html.contains(word), "{word}");
+    }
+    assert!(!html.contains("<b>") && !html.contains("<script") && !html.contains("src="), "{html}");
+    assert!(html.ends_with("</html>\n") && html.contains("16 messages in 2 sessions"));
+    for tag in ["section", "div", "p", "h2"] {
+        let (opened, closed) = (html.matches(&format!("<{tag}")).count(), html.matches(&format!("</{tag}>")).count());
+        assert_eq!(opened, closed, "{tag}");
+    }
+}
+
+#[test]
+fn a_file_appears_whole_private_and_replaces_the_old_one() {
+    let daemon = daemon();
+    let file = daemon.directory().join("out.json");
+    std::fs::write(&file, "old").expect("a file");
+    assert_eq!(text(&daemon, &["history", "export", "-o", "out.json"]), "");
+    let written: Value = serde_json::from_slice(&std::fs::read(&file).expect("the file")).expect("JSON");
+    assert_eq!(written["sessions"].as_array().expect("sessions").len(), 2);
+    assert_eq!(file.metadata().expect("the file").permissions().mode() & 0o777, 0o600);
+    assert_eq!(text(&daemon, &["history", "export", "-o", "/dev/null"]), "");
+}
+
+#[test]
+fn what_cannot_be_written_is_said_and_leaves_nothing_behind() {
+    let daemon = daemon();
+    let said = refusal(&daemon, &["history", "export", "-o", "no/such/file.json"], 73);
+    assert!(said.contains("no/such/file.json") && said.contains("its directory does not exist"), "{said}");
+    let said = refusal(&daemon, &["history", "export", "-o", "."], 73);
+    assert!(said.contains("name a file in it"), "{said}");
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_export_and_no_half_of_a_new_one() {
+    if !Command::new("unshare").args(["-Urm", "true"]).status().is_ok_and(|status| status.success()) {
+        return crate::support::skipped("no user namespaces here");
+    }
+    let daemon = daemon();
+    let script = "set -e; mkdir -p full; mount -t tmpfs -o size=64k tmpfs full; echo old > full/out.json; \
+                  head -c 61440 /dev/zero > full/ballast || true; \
+                  code=0; \"$0\" history export -o full/out.json --config \"$1\" || code=$?; \
+                  test $code -eq 73; test \"$(cat full/out.json)\" = old; ls -A full";
+    let output = Command::new("unshare")
+        .args(["-Urm", "sh", "-c", script])
+        .arg(crate::support::daemon::binary())
+        .arg(daemon.config())
+        .current_dir(daemon.directory())
+        .output()
+        .expect("unshare runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "ballast\nout.json\n");
+    assert!(said.contains("cannot write full/out.json"), "{said}");
+}
+
+#[test]
+fn an_export_killed_in_the_middle_leaves_nothing() {
+    let daemon = daemon();
+    fill(&daemon, 20_000);
+    let place = daemon.directory().join("place");
+    std::fs::create_dir(&place).expect("a directory");
+    let mut child =
+        command(&daemon, &["history", "export", "-o", "place/out.json"]).stdout(Stdio::null()).spawn().expect("it starts");
+    std::thread::sleep(std::time::Duration::from_millis(60));
+    let was_running = child.try_wait().expect("its state").is_none();
+    child.kill().expect("it is ours");
+    child.wait().expect("it is ours");
+    assert!(was_running, "it was done before it could be killed");
+    assert_eq!(std::fs::read_dir(&place).expect("the directory").count(), 0);
+}
+
+#[test]
+fn any_number_of_messages_passes_through_in_constant_memory() {
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    assert!(daemon.term(std::time::Duration::from_secs(20)).success());
+    let mut peaks = Vec::new();
+    for messages in [2_000, 60_000] {
+        fill(&daemon, messages);
+        let config = daemon.config().display().to_string();
+        let script = "import resource,subprocess,sys; subprocess.check_call(sys.argv[1:]); \
+                      sys.stderr.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))";
+        let mut peak = 0;
+        for format in ["jsonl", "json", "csv", "markdown", "html"] {
+            let output = Command::new("python3")
+                .args(["-c", script, &crate::support::daemon::binary().display().to_string()])
+                .args(["history", "export", "--format", format, "-o", "/dev/null", "--config", &config])
+                .output()
+                .expect("python3 runs");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            peak = peak.max(said.trim().parse::<u64>().unwrap_or_else(|_| panic!("{said}")));
+        }
+        peaks.push(peak);
+    }
+    assert!(peaks[1] < peaks[0] + 8 * 1024, "peak memory in kB for 2 000 and 60 000 messages: {peaks:?}");
+}
+
+#[test]
+fn an_export_to_a_pipe_streams() {
+    let daemon = daemon();
+    fill(&daemon, 20_000);
+    let mut child =
+        command(&daemon, &["history", "export", "--format", "jsonl"]).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    assert!(lines.next().expect("a line").expect("UTF-8").contains("header"));
+    assert!(child.try_wait().expect("its state").is_none(), "the first line came only with the last");
+    assert!(lines.count() > 20_000);
+    assert!(child.wait().expect("it ends").success());
+    assert!(run(&daemon, &["history", "list"]).status.success());
+}
+
+/// A headless Chromium, where there is one.
+fn chromium(arguments: &[&str], home: &std::path::Path) -> Option<std::process::Output> {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let standard = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=1000"];
+    names.iter().find_map(|name| Command::new(name).args(standard).args(arguments).env("HOME", home).output().ok())
+}
+
+#[test]
+fn the_page_opens_and_prints_in_a_real_browser() {
+    let daemon = daemon();
+    text(&daemon, &["history", "export", "--format", "html", "-o", "page.html"]);
+    let page = format!("file://{}", daemon.directory().join("page.html").display());
+    let Some(output) = chromium(&["--dump-dom", &page], daemon.directory()) else {
+        return crate::support::skipped("no Chromium here");
+    };
+    let dom = String::from_utf8_lossy(&output.stdout).into_owned();
+    for word in ["नमस्ते, मुझे हाथी की कहानी सुनाओ", "从前有一只大象", "👨‍👩‍👧‍👦", "&lt;b&gt;bold&lt;/b&gt;", "16 messages in 2 sessions"]
+    {
+        assert!(dom.contains(word), "{word}\n{dom}");
+    }
+    assert_eq!(dom.matches("class=\"message ").count(), 16, "{dom}");
+    let pdf = daemon.directory().join("page.pdf");
+    let print = format!("--print-to-pdf={}", pdf.display());
+    let output = chromium(&[&print, "--no-pdf-header-footer", &page], daemon.directory()).expect("it ran before");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = std::fs::read(&pdf).expect("the print");
+    assert!(printed.starts_with(b"%PDF") && printed.len() > 5_000, "{} bytes", printed.len());
+}
+
+#[test]
+fn a_long_export_shows_its_progress_on_a_terminal_and_nowhere_else() {
+    let daemon = daemon();
+    fill(&daemon, 60_000);
+    let words = format!("history export --format html -o out.html --config {}", daemon.config().display());
+    let output = Command::new("script")
+        .args([
+            "--quiet",
+            "--return",
+            "--command",
+            &format!("{} {words}", crate::support::daemon::binary().display()),
+            "/dev/null",
+        ])
+        .current_dir(daemon.directory())
+        .output()
+        .expect("script(1) runs");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(shown.contains("of 60016 messages") && shown.contains(" %"), "{shown}");
+    assert!(shown.ends_with("\u{1b}[K"), "the line is left behind: {shown}");
+    let output = run(&daemon, &["history", "export", "--format", "html", "-o", "out.html"]);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
