@@ -171,7 +171,10 @@ impl OpenedStore {
             stream: None,
             lifecycle: None,
             recorded: NOW,
-            on_settled: Some(Box::new(move |_| drop(settled.send(())))),
+            on_settled: Some(Box::new(move |_| {
+                // The bench may have ended.
+                let _ = settled.send(());
+            })),
         };
         (write, done)
     }

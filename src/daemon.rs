@@ -11,7 +11,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::config::{self, ConfigError, Loaded, Settings, Sources};
+use crate::config::{self, ConfigError, Loaded, Purpose, Settings, Sources};
 use crate::exit::Exit;
 use crate::history::backup_task::{self, BackupRequests};
 use crate::history::change::{Backups, Changes};
@@ -350,7 +350,8 @@ impl Daemon {
 
     async fn reload(&self, sources: &Sources, log: &LogHandle) {
         systemd::reloading();
-        match config::load(sources) {
+        let sources = Sources { purpose: Purpose::Reload, ..sources.clone() };
+        match config::load(&sources) {
             Ok(loaded) => self.apply(loaded, log).await,
             Err(ConfigError { problems, .. }) => {
                 for problem in problems {
@@ -455,10 +456,7 @@ async fn open_store(settings: &Settings, metrics: Arc<Metrics>, signals: &mut Si
     let mut extend = interval(START_EXTENSION / 3);
     loop {
         tokio::select! {
-            opened = &mut opening => return match opened {
-                Ok(opened) => opened.map(Some),
-                Err(_) => Ok(None),
-            },
+            opened = &mut opening => return opened.map_err(|_| StoreError::Unavailable)?.map(Some),
             _ = extend.tick() => systemd::starting_takes(START_EXTENSION),
             () = signals.stop() => {
                 info!("stopped while starting");

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::SendArgs;
 use crate::config::{self, Sources};
 use crate::exit::Exit;
+use crate::protocol::MacAddress;
 
 /// How long the daemon may take to make the message durable.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,11 +34,17 @@ pub fn send(arguments: &SendArgs, sources: &Sources) -> Exit {
     };
     match exchange(&path, &line) {
         Ok(answer) => judge(&answer),
-        Err(failure) => complain(
-            &format!("no daemon answers at {}: {failure} (is chat-historyd running?)", path.display()),
-            Exit::Unavailable,
-        ),
+        Err(failure) => complain(&nobody_answers(&path, &failure), Exit::Unavailable),
     }
+}
+
+/// Why a socket of the daemon cannot be used, and what to look at.
+fn nobody_answers(path: &Path, failure: &io::Error) -> String {
+    let hint = match failure.kind() {
+        io::ErrorKind::PermissionDenied => "your user may not: join the socket's group, or use sudo",
+        _ => "is chat-historyd running?",
+    };
+    format!("no daemon answers at {}: {failure} ({hint})", path.display())
 }
 
 fn complain(problem: &str, exit: Exit) -> Exit {
@@ -60,6 +67,12 @@ fn socket(arguments: &SendArgs, sources: &Sources) -> Result<PathBuf, Exit> {
 
 fn line(arguments: &SendArgs) -> Result<String, String> {
     let text = if arguments.text == "-" { from_stdin()? } else { arguments.text.clone() };
+    if text.trim().is_empty() {
+        return Err("there is nothing to send: the text is empty".to_owned());
+    }
+    if arguments.mac.is_none() && MacAddress::from_session_id(arguments.session.as_str()).is_none() {
+        return Err("which device? (give --mac, or a session id that ends in _<12 hex digits>[_<type>])".to_owned());
+    }
     let mut line = json!({
         "type": "message",
         "seq": 1,

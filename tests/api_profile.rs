@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::api_faults::{MAC, ground, say};
 use crate::support::oracle::check_books;
 use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Rule, Variant, soon};
@@ -195,4 +197,29 @@ fn nothing_that_one_server_said_is_believed_of_the_next() {
     assert_eq!((rows[0].agent.as_str(), upstream.rows("after").len()), (agent.as_str(), 0));
     soon("asked for the agent", || fork.count(Endpoint::AgentId) >= 1);
     check_books(&daemon);
+}
+
+#[test]
+fn what_the_producer_says_of_its_agent_stands() {
+    let api = ManagerApi::start(Variant::Fork);
+    let devices_agent = api.register(MAC);
+    let daemon = Daemon::start_for(&api);
+    for (session, agent_id) in [("s", Some("the-producers-own")), ("other", None)] {
+        let mut agent = Agent::connect(&daemon);
+        agent.line(&json!({ "type": "session_start", "mac_address": MAC, "session_id": session, "agent_id": agent_id }));
+        agent.wait_for("ready");
+        soon("the server was asked", || api.count(Endpoint::AgentId) >= 1);
+        agent.say(1, "Hello");
+        api.wait_for_rows(session, 1);
+        agent.end();
+        let expected = agent_id.unwrap_or(&devices_agent);
+        soon("the backup names the agent", || backup(&daemon, session).is_some_and(|backup| backup["agent_id"] == expected));
+    }
+}
+
+fn backup(daemon: &Daemon, session: &str) -> Option<Value> {
+    let days = std::fs::read_dir(daemon.backups()).ok()?.flatten();
+    let files = days.filter_map(|day| std::fs::read_dir(day.path()).ok()).flat_map(Iterator::flatten);
+    let backups = files.filter_map(|file| serde_json::from_slice::<Value>(&std::fs::read(file.path()).ok()?).ok());
+    backups.into_iter().find(|backup| backup["session_id"] == session)
 }

@@ -2,7 +2,7 @@
 
 use crate::api_faults::{MAC, ground, say};
 use crate::support::manager_api::SECRET;
-use crate::support::{Oracle, Producer, Variant, soon};
+use crate::support::{Daemon, ManagerApi, Oracle, Producer, Variant, soon};
 
 #[test]
 fn a_secret_file_that_is_gone_while_the_gate_is_closed_is_read_when_it_is_there_again() {
@@ -72,4 +72,37 @@ fn a_rotation_under_load_loses_nothing_and_shows_neither_secret() {
     for secret in [SECRET, secrets[0], secrets[1]] {
         assert!(!daemon.log().contains(secret) && !status.contains(secret), "a secret in log or status");
     }
+}
+
+#[test]
+fn who_waits_at_the_gate_is_told_what_a_new_secret_takes() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let credentials = tempfile::tempdir().unwrap();
+    std::fs::write(credentials.path().join("manager-api-secret"), "yesterdays").unwrap();
+    let directory = credentials.path().display().to_string();
+    let builder = Daemon::builder().api(&api).set("manager_api.secret_file", "''");
+    let daemon = builder.environment("CREDENTIALS_DIRECTORY", &directory).start();
+    say(&daemon, MAC, "s", "Hello");
+    soon("the gate is closed", || daemon.status()["gate"]["kind"] == "operator");
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("the gate is closed")).unwrap();
+    assert!(line.contains("a new one needs a restart"), "{line}");
+}
+
+#[test]
+fn a_secret_file_that_is_not_there_yet_keeps_nobody_from_being_heard() {
+    let (api, _) = ground(Variant::Fork);
+    let mut daemon = Daemon::builder().api(&api).prepare();
+    let secret = std::fs::read(daemon.secret_file()).unwrap();
+    std::fs::remove_file(daemon.secret_file()).unwrap();
+    daemon.spawn();
+    soon("it is there", || daemon.try_status().is_some());
+    let mut producer = Producer::connected(&daemon, MAC, "early");
+    producer.say(1, "Hello");
+    producer.wait_until_acked();
+    soon("the gate is closed", || daemon.status()["gate"]["kind"] == "operator");
+    std::fs::write(daemon.secret_file(), secret).unwrap();
+    soon("the message is delivered", || daemon.metric("delivered") == 1);
+    api.wait_for_rows("early", 1);
 }

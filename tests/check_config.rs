@@ -175,6 +175,15 @@ fn missing_files_are_only_warned_of() {
 }
 
 #[test]
+fn a_file_without_a_certificate_is_no_authority() {
+    let place = Place::new();
+    let file = place.file("authority.pem", "-----BEGIN NONSENSE-----\n");
+    let said = place.check_file(&format!("[manager_api]\nurl = \"https://h/toy\"\nca_file = \"{}\"\n", file.display()));
+    let warnings = said.lines("warning", &place);
+    assert!(warnings.iter().any(|line| line.contains("manager_api.ca_file") && line.contains("no certificate")), "{warnings:?}");
+}
+
+#[test]
 fn a_secret_file_that_others_can_read_is_warned_of() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new();

@@ -116,7 +116,8 @@ fn send_says_why_it_was_refused() {
         (&["--mac", MAC, "--session", "a\nb", "x"], b"", "control characters"),
         (&["--mac", MAC, "--session", "s", "--role", "robot", "x"], b"", "robot"),
         (&["--mac", MAC, "--session", "s", "--time", "yesterday", "x"], b"", "timestamp"),
-        (&["--session", "no-device-in-it", "x"], b"", "mac_address"),
+        (&["--session", "no-device-in-it", "x"], b"", "--mac"),
+        (&["--mac", MAC, "--session", "s", "-"], b" \n", "empty"),
         (&["--mac", MAC, "--session", "s", "-"], b"\xff\xfe", "UTF-8"),
     ] {
         let said = send(words, stdin);

@@ -316,3 +316,20 @@ fn an_outage_delays_and_loses_nothing() {
     say_in_all(&mut producers, &mut oracle, "at the end");
     oracle.check(&daemon, &api);
 }
+
+#[test]
+fn what_was_cut_or_left_out_is_counted_once_a_message_however_often_it_was_tried() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let builder = Daemon::builder().api(&api).set("manager_api.on_long_content", "'truncate'");
+    let daemon = builder.set("manager_api.max_content", "64").start();
+    api.rule(Rule::new(Fault::status(503)).times(3));
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.line(&json!({ "type": "message", "chat_type": 1, "content": "word ".repeat(40), "audio_base64": "AAAA" }));
+    let rows = api.wait_for_rows("s", 1);
+    assert!(rows[0].content.ends_with('…') && rows[0].content.chars().count() <= 64, "{rows:?}");
+    soon("it is through", || daemon.metric("delivered") == 1);
+    assert!(daemon.labelled("attempts", "later") >= 3);
+    assert_eq!((daemon.metric("messages_truncated"), daemon.metric("audio_not_sent")), (1, 1));
+}

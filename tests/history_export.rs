@@ -284,12 +284,14 @@ fn a_long_export_shows_its_progress_on_a_terminal_and_nowhere_else() {
     let daemon = daemon();
     fill(&daemon, 60_000);
     let words = format!("history export --format html -o out.html --config {}", daemon.config().display());
+    // A slow disk: one of its writes takes longer than an export may take in silence.
+    let slow = "strace -f -qq -o /dev/null -e trace=write -e inject=write:delay_enter=1100000:when=3";
     let output = Command::new("script")
         .args([
             "--quiet",
             "--return",
             "--command",
-            &format!("{} {words}", crate::support::daemon::binary().display()),
+            &format!("{slow} {} {words}", crate::support::daemon::binary().display()),
             "/dev/null",
         ])
         .current_dir(daemon.directory())

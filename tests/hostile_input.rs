@@ -368,7 +368,9 @@ fn no_ack_reaches_over_a_line_that_is_not_durable() {
 
 #[test]
 fn a_stream_belongs_to_one_session() {
-    let (_api, daemon, mut agent) = ground();
+    let (_api, daemon, _) = ground();
+    // A connection of its own: on that of the ground a `ready` is there already, and would be taken for this one.
+    let mut agent = Agent::connect(&daemon);
     agent.bind_stream(MAC, "mine", "the-stream");
     let mut thief = Agent::connect(&daemon);
     thief.line(&json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "other", "stream": "the-stream" }));
@@ -537,8 +539,17 @@ fn at_the_limit_of_sessions_new_ones_are_overloaded_and_old_ones_go_on() {
     let daemon = Daemon::builder().api(&api).set("session.max_open", "3").set("session.idle_timeout", "'1s'").start();
     let mut kept: Vec<Producer> = (0..3).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
     let mut late = Agent::connect(&daemon);
-    late.line(&json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "late", "stream": "late" }));
-    assert_eq!(late.wait_for("error")["code"], "overloaded");
+    late.line(&json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "late", "stream": "late", "seq": 1 }));
+    late.line(&json!({ "type": "message", "chat_type": 1, "content": "not to be settled", "seq": 2 }));
+    late.wait_for_close();
+    let last = late.errors().pop().unwrap();
+    assert_eq!((last["code"].as_str(), last["fatal"].as_bool(), late.acked()), (Some("overloaded"), Some(true), 0), "{last}");
+    // Nor does what was meant for it go to the session that the connection was bound to before.
+    let mut bound = Agent::connect(&daemon);
+    bound.bind(MAC, "s0");
+    bound.line(&json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "late" }));
+    bound.try_raw(b"{\"type\":\"message\",\"chat_type\":1,\"content\":\"meant for another session\"}\n");
+    bound.wait_for_close();
     // Numbered lines that cannot be taken end the connection: an ack must never reach over them.
     let mut unbound = Agent::connect(&daemon);
     let line = |session: &str, seq: u64| json!({ "type": "message", "mac_address": MAC, "session_id": session, "chat_type": 1, "content": "x", "seq": seq });
@@ -559,6 +570,7 @@ fn at_the_limit_of_sessions_new_ones_are_overloaded_and_old_ones_go_on() {
         again.wait("an answer", |reply| reply["type"] == "ack" || reply["type"] == "error")["type"] == "ack"
     });
     check_books(&daemon);
+    assert!(api.rows("s0").iter().all(|row| row.content == "still served"), "{:?}", api.rows("s0"));
 }
 
 #[test]
@@ -647,4 +659,43 @@ fn a_connection_without_a_word_is_left_alone() {
     half.raw(b"ng\"}\n");
     half.wait_for("pong");
     assert!(silent.is_answered());
+}
+
+#[test]
+fn a_time_that_cannot_be_right_is_counted_wherever_it_stands() {
+    let (_api, daemon, mut agent) = ground();
+    let call = |time: f64| json!({ "id": format!("call-{time}"), "name": "weather", "arguments": "{}", "created_at": time });
+    for line in [
+        json!({ "type": "message", "chat_type": 1, "content": "in 1970", "timestamp": 5 }),
+        json!({ "type": "user_input_transcribed", "is_final": true, "transcript": "in 1970", "created_at": 5 }),
+        json!({ "type": "conversation_item_added", "item": { "type": "message", "role": "user", "content": ["x"], "created_at": 5 } }),
+        json!({ "type": "function_tools_executed", "function_calls": [call(5.0), call(6.0), call(1_758_701_973.5)] }),
+    ] {
+        agent.line(&line);
+    }
+    assert_eq!(agent.flush("durable")["ok"], true);
+    assert_eq!(daemon.metric("times_replaced"), 5);
+}
+
+#[test]
+fn after_a_refused_session_start_nothing_goes_to_the_session_before() {
+    let (api, daemon, mut agent) = ground();
+    let mut other = Agent::connect(&daemon);
+    other.bind_stream(MAC, "other", "taken");
+    let refused = [
+        json!({ "type": "session_start", "mac_address": "no MAC", "session_id": "next" }),
+        json!({ "type": "hello", "mac_address": MAC, "session_id": "" }),
+        json!({ "type": "session_start", "mac_address": MAC, "session_id": "next", "stream": "taken" }),
+    ];
+    for line in &refused {
+        agent.say(1, "for the session before");
+        agent.line(line);
+        agent.say(1, "for the session that was refused");
+        agent.line(&json!({ "type": "session_start", "mac_address": MAC, "session_id": "s" }));
+    }
+    soon("all is answered", || agent.errors().len() == 2 * refused.len());
+    assert_eq!(agent.errors().iter().filter(|error| error["code"] == "not_bound").count(), refused.len());
+    assert_eq!(agent.flush("delivered")["ok"], true);
+    let rows = api.all_rows();
+    assert!(rows.len() == refused.len() && rows.iter().all(|row| row.content == "for the session before"), "{rows:?}");
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use crate::support::manager_api::SECRET;
-use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Variant, soon};
+use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Rule, Variant, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 
@@ -252,4 +252,45 @@ fn a_thousand_reloads_under_load_lose_nothing() {
     oracle.check(&daemon, &api);
     assert_eq!(api.row_count(), 1001);
     assert!(daemon.log().matches("configuration reloaded").count() >= 10, "it did reload meanwhile");
+}
+
+#[test]
+fn a_connection_keeps_the_limit_it_was_told() {
+    let (_api, mut daemon) = ground();
+    let mut old = Agent::connect(&daemon);
+    assert_eq!(old.bind(MAC, "s")["max_line_bytes"], 4 << 20);
+    daemon.set("socket.max_line_bytes", "'1 KiB'");
+    reload(&daemon);
+    old.say(1, &"x".repeat(2_000));
+    old.line(&serde_json::json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": "another" }));
+    old.line(&serde_json::json!({ "type": "ping", "id": 1 }));
+    old.wait_for("pong");
+    let told: Vec<_> = old.replies().into_iter().filter(|reply| reply["type"] == "ready").collect();
+    assert!(told.len() == 2 && told.iter().all(|ready| ready["max_line_bytes"] == 4 << 20), "{told:?}");
+    assert_eq!(old.errors(), Vec::<serde_json::Value>::new());
+    let mut new = Agent::connect(&daemon);
+    assert_eq!(new.bind(MAC, "s")["max_line_bytes"], 1 << 10);
+    new.say(1, &"x".repeat(2_000));
+    assert_eq!(new.wait_for("error")["code"], "line_too_long");
+}
+
+#[test]
+fn a_message_that_began_in_parts_goes_on_in_parts_when_long_text_is_to_be_cut_from_now_on() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().api(&api).set("manager_api.max_content", "500").start();
+    let text = (0..200).map(|index| format!("word{index}")).collect::<Vec<_>>().join(" ");
+    api.rule(Rule::new(Fault::status(503)).content("word199"));
+    api.rule(Rule::new(Fault::status(503)).content("word80").after(1));
+    let mut oracle = Oracle::new(&daemon);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(2, &text);
+    producer.wait_until_acked();
+    oracle.owe(&producer);
+    api.wait_for_rows("s", 2);
+    daemon.set("manager_api.on_long_content", "'truncate'");
+    reload(&daemon);
+    api.clear_faults();
+    oracle.check(&daemon, &api);
+    assert_eq!(daemon.metric("messages_truncated"), 0);
 }

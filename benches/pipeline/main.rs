@@ -144,7 +144,8 @@ impl Program {
             rates.push(messages as f64 / elapsed.as_secs_f64());
             used.push(daemon.usage() - before);
             let (now, peak) = daemon.resident();
-            (peaks.push(peak), pending.push(now));
+            peaks.push(peak);
+            pending.push(now);
             daemon.stop();
             let again = Daemon::start(place.path(), Self::unreachable());
             starts.push(again.started_in.as_secs_f64());

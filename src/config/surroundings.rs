@@ -1,5 +1,6 @@
 //! Checks what settings name outside of themselves: the secret's file, the certificate file, the group. Reads only.
 
+use std::io::Read;
 use std::path::Path;
 
 use super::Purpose;
@@ -8,13 +9,23 @@ use super::reader::Reader;
 use super::secret::is_open_to_others;
 use super::settings::Settings;
 
-/// Looks whether what the settings name is there. To serve it must be; to look it is only said.
+/// The most that is read of a certificate file.
+const LARGEST_CA_FILE: u64 = 4 << 20;
+
+/// Looks whether what the settings name is there. To serve it must be, but for the secret, which is read again at every
+/// knock; to look it is only said.
 pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) {
     let mut missing: Vec<(&str, String, String)> = Vec::new();
     let refused = reader.is_refused("manager_api.secret") || reader.is_refused("manager_api.secret_file");
     if let Some(source) = settings.manager_api.secret.as_ref().filter(|_| !refused) {
         if let Err(error) = source.read() {
-            missing.push(("manager_api.secret_file", error.to_string(), error.hint().to_owned()));
+            let (message, hint) = (error.to_string(), error.hint().to_owned());
+            if purpose == Purpose::Reload {
+                missing.push(("manager_api.secret_file", message, hint));
+            } else {
+                // No reason to take nothing in: the gate stays closed until the secret can be read, and nothing is lost.
+                reader.warn("manager_api.secret_file", message, hint);
+            }
         } else if source.is_exposed() {
             reader.warn("manager_api.secret_file", "others than its owner may read the secret", "chmod 600 the file");
         } else if let Origin::File { path, .. } = reader.origin("manager_api.secret")
@@ -24,7 +35,7 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
         }
     }
     if let Some(file) = settings.manager_api.ca_file.as_ref().filter(|_| !reader.is_refused("manager_api.ca_file"))
-        && let Err(reason) = readable(file)
+        && let Err(reason) = certificates(file)
     {
         let message = format!("{} {reason}", file.display());
         missing.push(("manager_api.ca_file", message, "name a PEM file with the authorities to trust".to_owned()));
@@ -36,17 +47,21 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
     }
     for (key, message, hint) in missing {
         match purpose {
-            Purpose::Serve => reader.problem(key, message, hint),
+            Purpose::Serve | Purpose::Reload => reader.problem(key, message, hint),
             Purpose::Look => reader.warn(key, message, hint),
         }
     }
 }
 
-fn readable(file: &Path) -> Result<(), String> {
+/// Whether a file holds certificates, as far as can be told without using it.
+fn certificates(file: &Path) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("cannot be read: {error}");
     // Asked before it is opened: opening a pipe would wait for its writer.
     if !file.metadata().map_err(failed)?.is_file() {
         return Err("is no regular file".to_owned());
     }
-    std::fs::File::open(file).map(drop).map_err(failed)
+    let mut text = Vec::new();
+    std::fs::File::open(file).map_err(failed)?.take(LARGEST_CA_FILE).read_to_end(&mut text).map_err(failed)?;
+    let begins = b"-----BEGIN CERTIFICATE-----";
+    if text.windows(begins.len()).any(|window| window == begins) { Ok(()) } else { Err("holds no certificate in PEM".to_owned()) }
 }

@@ -108,8 +108,8 @@ impl Search {
             if self.left == 0 {
                 return Ok(());
             }
-            let Some((key, message)) = self.archive.message(*row)? else { continue };
-            let Some(snippet) = self.query.find(&message.content).filter(|_| self.filter.takes(&message)) else { continue };
+            // Whose it is comes first: a common word may stand in a million messages of others.
+            let Some(key) = self.archive.session_of(*row)? else { continue };
             if !self.sessions.contains_key(&key) {
                 if self.sessions.len() >= PAGE {
                     self.sessions.clear();
@@ -120,6 +120,8 @@ impl Search {
             let Some(session) = self.sessions.get(&key).and_then(Option::as_ref).filter(|session| self.is_meant(session)) else {
                 continue;
             };
+            let Some((_, message)) = self.archive.message(*row)? else { continue };
+            let Some(snippet) = self.query.find(&message.content).filter(|_| self.filter.takes(&message)) else { continue };
             self.show(out, session, &message, &snippet)?;
             self.shown += 1;
             self.left -= 1;

@@ -21,7 +21,7 @@ use crate::observe::{Metrics, Skip, Throttle};
 use crate::protocol::reply::Reply;
 use crate::protocol::{
     Command, DecodeOptions, Flush, Line, LiveKitEvent, Refusal, RefusalCode, SessionIdentity, SessionStart, Target, UnixMillis,
-    decode,
+    decode, starts_a_session,
 };
 use crate::session::actor::BindRefused;
 use crate::session::{Batch, Entry, Event, Input, ProducerLink, Registry, SessionRef};
@@ -81,6 +81,8 @@ enum Read {
 pub struct Connection {
     stream: UnixStream,
     lines: Lines,
+    /// The longest line: as it was when the client came, for it was told so.
+    max_line_bytes: usize,
     outbox: Arc<Outbox>,
     link: Arc<ProducerLink>,
     around: Surroundings,
@@ -102,6 +104,7 @@ impl Connection {
         Self {
             stream,
             lines: Lines::new(max_line_bytes),
+            max_line_bytes,
             outbox: Outbox::new(Arc::clone(&around.metrics)),
             link: Arc::default(),
             around,
@@ -199,8 +202,14 @@ impl Connection {
             };
             self.around.metrics.lines.increment();
             let (number, decoded) = match item {
-                LineItem::Line { number, bytes } => (number, decode(bytes, &options)),
-                LineItem::TooLong { number } => (number, Err(too_long(self.around.settings.borrow().socket.max_line_bytes))),
+                LineItem::Line { number, bytes } => {
+                    let decoded = decode(bytes, &options);
+                    if decoded.is_err() && starts_a_session(bytes) {
+                        self.unbind().await;
+                    }
+                    (number, decoded)
+                }
+                LineItem::TooLong { number } => (number, Err(too_long(self.max_line_bytes))),
             };
             match decoded {
                 Ok(line) => {
@@ -244,19 +253,15 @@ impl Connection {
     fn count(&self, event: &Event) {
         let metrics = &self.around.metrics;
         metrics.received.add(event.weight());
-        let (replaced, bad_audio) = match event {
-            Event::Message(message) | Event::LiveKit(LiveKitEvent::Item(message)) => {
-                (message.time_replaced, message.audio_invalid)
-            }
-            Event::LiveKit(LiveKitEvent::FinalTranscript(transcript)) => (transcript.time_replaced, false),
-            _ => (false, false),
+        let (messages, replaced) = match event {
+            Event::Message(message) | Event::LiveKit(LiveKitEvent::Item(message)) => (std::slice::from_ref(message), false),
+            Event::LiveKit(LiveKitEvent::Tools(records)) => (records.as_slice(), false),
+            Event::LiveKit(LiveKitEvent::FinalTranscript(transcript)) => (&[][..], transcript.time_replaced),
+            _ => (&[][..], false),
         };
-        if replaced {
-            metrics.times_replaced.increment();
-        }
-        if bad_audio {
-            metrics.audio_invalid.increment();
-        }
+        let times = messages.iter().filter(|message| message.time_replaced).count() + usize::from(replaced);
+        metrics.times_replaced.add(times as u64);
+        metrics.audio_invalid.add(messages.iter().filter(|message| message.audio_invalid).count() as u64);
     }
 
     async fn gather(&mut self, identity: SessionIdentity, entry: Entry) {
@@ -336,17 +341,19 @@ impl Connection {
         };
         let overloaded =
             |message: &'static str| Refusal { code: RefusalCode::Overloaded, field: None, message: message.into(), seq };
-        let session = self
-            .around
-            .registry
-            .session(&identity)
-            .map_err(|_| overloaded("too many sessions are open (come back later, or raise session.max_open)"))?;
+        let Ok(session) = self.around.registry.session(&identity) else {
+            // What follows is meant for the session that could not be opened. Read on, it would be settled as `not_bound`,
+            // or go to the session of the binding before.
+            self.refuse_fatally(overloaded("too many sessions are open (come back later, or raise session.max_open)"), number);
+            return Ok(());
+        };
         let (reply, answer) = oneshot::channel();
         let (stream, ack) = (start.stream.as_deref().map(Arc::from), start.ack);
         session.send(Input::Start { start, recorded: self.read_at, reply }).await;
         let last_seq = match answer.await {
             Ok(Ok(last_seq)) => last_seq,
             Ok(Err(BindRefused::Taken)) => {
+                self.unbind().await;
                 return Err(Refusal {
                     code: RefusalCode::BadField,
                     field: Some("stream".into()),
@@ -365,8 +372,7 @@ impl Connection {
         }
         self.named = None;
         self.bound = Some(Bound { identity, session, stream, ack });
-        let max_line_bytes = self.around.settings.borrow().socket.max_line_bytes;
-        self.outbox.say(&Reply::Ready { last_seq, max_line_bytes });
+        self.outbox.say(&Reply::Ready { last_seq, max_line_bytes: self.max_line_bytes });
         self.settle_control(seq, Event::Nothing).await
     }
 
@@ -423,6 +429,12 @@ impl Connection {
         } else {
             debug!(code, field, "a line was refused");
         }
+    }
+
+    /// After a `session_start` that was refused: what follows is not for the session of the binding before.
+    async fn unbind(&mut self) {
+        self.hand_over().await;
+        self.leave_session().await;
     }
 
     async fn leave_session(&mut self) {

@@ -163,6 +163,12 @@ impl ManagerApi {
         self.0.credential.reload().map_err(ManagerApiError::Secret)
     }
 
+    /// What it takes until a new secret is used, for the operator.
+    #[must_use]
+    pub fn secret_renewal(&self) -> &'static str {
+        self.0.credential.renewal()
+    }
+
     /// Sends one report. `idempotency_key` is the same at every attempt of the same message or part.
     ///
     /// # Cancel safety

@@ -26,6 +26,16 @@ impl Credential {
         self.header.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What it takes until a new secret is used, for the operator.
+    pub(super) const fn renewal(&self) -> &'static str {
+        match self.source {
+            Some(SecretSource::File(_)) => "the secret's file is read anew at every probe",
+            Some(SecretSource::Credential(_)) => "the secret is a systemd credential: a new one needs a restart of the service",
+            Some(SecretSource::Inline(_)) => "the secret stands in the configuration: a new one needs a reload",
+            None => "there is no secret",
+        }
+    }
+
     /// Reads the secret again; `true` when it changed. One that cannot be read now does not replace one that could.
     pub(super) fn reload(&self) -> Result<bool, String> {
         let new = header(self.source.as_ref());

@@ -1,6 +1,6 @@
 //! The HTTP face, off unless `status.http_listen` is set: `/metrics`, `/healthz` and `/readyz`.
 //!
-//! Promises: it only reads; at most [`AT_ONCE`] connections, each for one request and at most [`PATIENCE`]; nothing of a
+//! Promises: it only reads; at most `AT_ONCE` connections, each for one request and at most `PATIENCE`; nothing of a
 //! request's body is read. Refuses: other methods than GET and HEAD, other paths, and to hold up anything else.
 //! `/healthz` asks whether the core tasks go round: what a supervisor restarts for. `/readyz` asks whether messages are
 //! taken in durably; a closed gate is told, yet no reason to send producers away, for nothing is lost meanwhile.

@@ -1,6 +1,6 @@
 //! How much happens: counters compared over the last minutes.
 //!
-//! Pure and bounded: at most [`SAMPLES`] samples, taken by whoever has a clock.
+//! Pure and bounded: at most `SAMPLES` samples, taken by whoever has a clock.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

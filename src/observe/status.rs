@@ -1,8 +1,8 @@
 //! The status socket: whoever connects gets one JSON object and the end of the stream; who sends a request first gets
 //! its answer (`control`).
 //!
-//! Promises: at most [`AT_ONCE`] clients, each for at most [`PATIENCE`]; a client that does not read delays nobody.
-//! Lists the [`LISTED`] sessions with the latest events. Refuses: to show the secret, a whole MAC address (but for a session id that
+//! Promises: at most `AT_ONCE` clients, each for at most `PATIENCE`; a client that does not read delays nobody.
+//! Lists the `LISTED` sessions with the latest events. Refuses: to show the secret, a whole MAC address (but for a session id that
 //! carries it) or anything that was said.
 
 use std::path::Path;

@@ -90,6 +90,14 @@ pub fn decode(line: &[u8], options: &DecodeOptions) -> Result<Line, Refusal> {
     Ok(Line { seq, target, command })
 }
 
+/// Whether a line that was refused was to start a session, as far as it can be read: what follows it belongs there.
+#[must_use]
+pub fn starts_a_session(line: &[u8]) -> bool {
+    let fields = std::str::from_utf8(line).ok().and_then(|text| Fields::read(text).ok());
+    let kind = fields.and_then(|fields| fields.text(Field::Type).ok().flatten().map(Cow::into_owned));
+    matches!(kind.as_deref(), Some("session_start" | "hello"))
+}
+
 fn command(kind: Option<&str>, fields: &Fields<'_>, target: &Target, options: &DecodeOptions) -> Result<Command, Problem> {
     let has = |field| fields.raw(field).is_some();
     Ok(match kind {

@@ -15,7 +15,7 @@ pub mod reply;
 pub mod text;
 mod time;
 
-pub use decode::{DecodeOptions, decode};
+pub use decode::{DecodeOptions, decode, starts_a_session};
 pub use event::{
     ChatType, Command, Flush, FlushLevel, Line, LiveKitEvent, Message, Refusal, RefusalCode, SessionEnd, SessionStart, Target,
     Transcript, UnixMillis,

@@ -74,7 +74,9 @@ impl AgentLookups {
             let Some(handle) = question.upgrade() else { continue };
             let mac = handle.identity.mac;
             if let Some(agent_id) = known.get(&mac) {
-                store.set_agent(&handle, agent_id.clone()).await;
+                if let Some(agent_id) = agent_id {
+                    store.suggest_agent(&handle, agent_id.clone()).await;
+                }
                 continue;
             }
             let Some(api) = api.borrow().clone() else { continue };
@@ -98,8 +100,8 @@ impl AgentLookups {
                 known.clear();
             }
             known.insert(mac, answer.clone());
-            if answer.is_some() {
-                store.set_agent(&handle, answer).await;
+            if let Some(agent_id) = answer {
+                store.suggest_agent(&handle, agent_id).await;
             }
         }
     }

@@ -55,8 +55,10 @@ impl<'c> Applier<'c> {
         Ok(())
     }
 
-    pub(super) fn set_agent(&self, key: SessionKey, agent_id: Option<&str>) -> rusqlite::Result<()> {
-        rows::cached(self.connection, "UPDATE sessions SET agent_id = ?2 WHERE id = ?1")?.execute(params![key.0, agent_id])?;
+    /// The producer's own word about its agent stands.
+    pub(super) fn suggest_agent(&self, key: SessionKey, agent_id: &str) -> rusqlite::Result<()> {
+        rows::cached(self.connection, "UPDATE sessions SET agent_id = coalesce(agent_id, ?2) WHERE id = ?1")?
+            .execute(params![key.0, agent_id])?;
         Ok(())
     }
 

@@ -199,12 +199,7 @@ impl Archive {
     /// # Errors
     /// When the archive cannot be read.
     pub fn message(&self, row: RowId) -> Result<Option<(SessionKey, TranscriptMessage)>, ArchiveError> {
-        let session: Option<i64> = self.read(|connection| {
-            let mut statement = cached(connection, "SELECT session FROM messages WHERE id = ?1")?;
-            let mut found = statement.query([row.0])?;
-            found.next()?.map(|row| row.get(0)).transpose()
-        })?;
-        let Some(session) = session.map(SessionKey) else { return Ok(None) };
+        let Some(session) = self.session_of(row)? else { return Ok(None) };
         let page = self.messages(session, RowId(row.0 - 1), 1)?;
         Ok(page.into_iter().next().map(|message| (session, message)))
     }
@@ -248,6 +243,18 @@ impl Archive {
             let sql = "SELECT id FROM messages WHERE id < ?1 AND id > ?2 ORDER BY id DESC LIMIT ?3";
             let mut statement = cached(connection, sql)?;
             statement.query_map(params![before.0, above.0, signed(limit)], |row| Ok(RowId(row.get(0)?)))?.collect()
+        })
+    }
+
+    /// The session of a row; `None` when there is no such row.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub fn session_of(&self, row: RowId) -> Result<Option<SessionKey>, ArchiveError> {
+        self.read(|connection| {
+            let mut statement = cached(connection, "SELECT session FROM messages WHERE id = ?1")?;
+            let mut found = statement.query([row.0])?;
+            found.next()?.map(|row| Ok(SessionKey(row.get(0)?))).transpose()
         })
     }
 

@@ -120,7 +120,7 @@ fn apply(
             }
             item.answer = Answer::Bound(bound.map_err(BindError::Taken));
         }
-        Job::Agent { session, agent_id } => applier.set_agent(session.key, agent_id.as_deref())?,
+        Job::Agent { session, agent_id } => applier.suggest_agent(session.key, agent_id)?,
         // The writer takes changes out of the group.
         Job::Change(_) => {}
         Job::Adopt { found, .. } => {

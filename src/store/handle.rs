@@ -249,11 +249,11 @@ impl Store {
         self.shared().readers.spawn(reads::held_count).await
     }
 
-    /// Notes the agent of a session; `None` forgets it. Returns when it is queued.
+    /// Notes the agent of a session whose producer named none. Returns when it is queued.
     ///
     /// # Cancel safety
     /// Cancelled while waiting for room in the queue, nothing is noted.
-    pub async fn set_agent(&self, session: &Arc<SessionHandle>, agent_id: Option<String>) {
+    pub async fn suggest_agent(&self, session: &Arc<SessionHandle>, agent_id: String) {
         self.shared().inbox.push(Job::Agent { session: Arc::clone(session), agent_id }).await;
     }
 

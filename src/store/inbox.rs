@@ -42,7 +42,7 @@ pub(super) enum Job {
     },
     Agent {
         session: Arc<SessionHandle>,
-        agent_id: Option<String>,
+        agent_id: String,
     },
     Adopt {
         found: Vec<Found>,

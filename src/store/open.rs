@@ -99,6 +99,8 @@ fn prepare(files: &Files, durability: Durability, fresh: bool) -> Result<Opening
     connection.set_prepared_statement_cache_capacity(64);
     // The disk may be failing when it is closed; the log is as durable as the database.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // Plans do not depend on values: SQLite would compile a statement anew for every value bound to its LIMIT.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     if fresh {
         connection.pragma_update(None, "page_size", i64::try_from(schema::PAGE_BYTES).unwrap_or(4096))?;
     }

@@ -118,9 +118,7 @@ pub(super) fn lay_over(stored: Option<SessionSnapshot>, shelf: Overlay) -> Optio
         held: Vec::new(),
     });
     let mut session = stored.or(created)?;
-    if let Some(agent) = shelf.agent {
-        session.agent_id = agent.0;
-    }
+    session.agent_id = shelf.agent.or(session.agent_id).or(shelf.suggested_agent);
     match shelf.lifecycle {
         Some((Lifecycle::Started { client, .. }, _)) => {
             (session.ended, session.end_reason) = (None, None);

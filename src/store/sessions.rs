@@ -73,9 +73,7 @@ pub(super) fn overlay(opened: &mut OpenedSession, shelf: Overlay) {
     let known: Vec<_> = opened.held.iter().map(|held| held.uuid).collect();
     opened.held.extend(shelf.held.into_iter().filter(|held| !known.contains(&held.uuid)));
     opened.event_ids.extend(shelf.event_ids);
-    if let Some(agent) = shelf.agent {
-        opened.agent_id = agent.0;
-    }
+    opened.agent_id = shelf.agent.or(opened.agent_id.take()).or(shelf.suggested_agent);
 }
 
 /// Gives sessions with a backlog their handles. A reader has counted them; what came since then is added.

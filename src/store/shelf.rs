@@ -24,7 +24,7 @@ const MIN_WEIGHT: usize = 512;
 pub(super) enum Shelved {
     Create { handle: Arc<SessionHandle>, now: UnixMillis },
     Stream { handle: Arc<SessionHandle>, stream: Arc<str>, now: UnixMillis },
-    Agent { handle: Arc<SessionHandle>, agent_id: Option<String> },
+    Agent { handle: Arc<SessionHandle>, agent_id: String },
     Write(ShelvedWrite),
 }
 
@@ -72,7 +72,7 @@ impl Shelved {
     pub(super) fn apply(&self, applier: &mut Applier<'_>) -> rusqlite::Result<()> {
         match self {
             Self::Create { handle, now } => applier.create_session(handle.key, &handle.identity, *now),
-            Self::Agent { handle, agent_id } => applier.set_agent(handle.key, agent_id.as_deref()),
+            Self::Agent { handle, agent_id } => applier.suggest_agent(handle.key, agent_id),
             Self::Stream { handle, stream, now } => {
                 applier.touch_stream(stream, handle.key, 0, *now);
                 Ok(())
@@ -89,16 +89,15 @@ pub(super) struct Shelf {
     bytes: usize,
 }
 
-/// The agent as last noted; `None`: forgotten.
-pub(super) struct Agent(pub(super) Option<String>);
-
 /// What the shelf knows of a session, to be laid over what the database knows.
 #[derive(Default)]
 pub(super) struct Overlay {
     pub(super) event_ids: Vec<String>,
     pub(super) held: Vec<HeldTranscript>,
     pub(super) released: Vec<uuid::Uuid>,
-    pub(super) agent: Option<Agent>,
+    /// The agent by the producer's word, and by the server's.
+    pub(super) agent: Option<String>,
+    pub(super) suggested_agent: Option<String>,
     /// The last start or end, and when.
     pub(super) lifecycle: Option<(Lifecycle, UnixMillis)>,
     /// Handle and time, when the session was created here.
@@ -263,14 +262,14 @@ impl Shelf {
         let mut overlay = Overlay::default();
         for item in self.items.iter().filter(|item| item.handle().key == key) {
             match item {
-                Shelved::Agent { agent_id, .. } => overlay.agent = Some(Agent(agent_id.clone())),
+                Shelved::Agent { agent_id, .. } => overlay.suggested_agent = Some(agent_id.clone()),
                 Shelved::Write(ShelvedWrite { write, .. }) => {
                     overlay.event_ids.extend(write.messages.iter().filter_map(|message| message.event_id.clone()));
                     overlay.held.extend(write.hold.iter().cloned());
                     overlay.held.retain(|held| !write.release.contains(&held.uuid));
                     overlay.released.extend(&write.release);
                     if let Some(Lifecycle::Started { agent_id: Some(agent_id), .. }) = &write.lifecycle {
-                        overlay.agent = Some(Agent(Some(agent_id.clone())));
+                        overlay.agent = Some(agent_id.clone());
                     }
                     if let Some(lifecycle) = &write.lifecycle {
                         overlay.lifecycle = Some((lifecycle.clone(), write.recorded));

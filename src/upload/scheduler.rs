@@ -436,9 +436,14 @@ impl Uploader {
         match (change, closed) {
             (Change::Closed, Some((why, _))) => {
                 self.metrics.gate_closings.increment();
+                let hint = match (why, &self.api) {
+                    (Closed::Operator(_), Some(api)) => Some(api.secret_renewal()),
+                    _ => None,
+                };
                 warn!(
                     kind = why.kind(),
                     reason = why.reason(),
+                    hint,
                     "the gate is closed: nothing is sent, nothing is lost, it is probed"
                 );
                 for entry in self.queue.entries_mut() {

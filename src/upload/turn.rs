@@ -205,19 +205,24 @@ impl Turn {
     /// Sends a message in as many parts as the server's limit wants; one that the server finds invalid is rejected.
     async fn send(&mut self, message: &PendingMessage, end: &mut TurnEnd) -> Result<(), Outcome> {
         let limit = self.profile.content_limit;
+        // A message that began in parts goes on in parts, whatever the settings say by now.
+        let begun = self.handle.cursor().offset > 0;
         let content = match self.settings.manager_api.on_long_content {
-            OnLongContent::Split => Cow::Borrowed(message.content.as_str()),
-            OnLongContent::Truncate => truncate(&message.content, limit),
+            OnLongContent::Truncate if !begun => truncate(&message.content, limit),
+            OnLongContent::Truncate | OnLongContent::Split => Cow::Borrowed(message.content.as_str()),
         };
-        if matches!(content, Cow::Owned(_)) {
-            self.metrics.messages_truncated.increment();
-        }
         loop {
             let Cursor { row, offset, last_report } = self.handle.cursor();
             let part = next_part(&content, usize::try_from(offset).unwrap_or(usize::MAX), limit);
             let time = report_time(message.time, last_report, self.profile.unit);
+            if begun && part.range.is_empty() {
+                // The limit was another one when it began: what is left is white space, which the server refuses.
+                self.advance(Cursor { row: message.row, offset: 0, last_report }, Passed::delivered(1)).await;
+                return Ok(());
+            }
             // The audio belongs to the whole message: it goes with the first part.
-            let audio = if offset == 0 { self.audio(message) } else { None };
+            let recorded = message.audio.as_deref().filter(|_| offset == 0);
+            let audio = audio_to_send(recorded, self.settings.manager_api.send_audio);
             let report = Report {
                 mac: self.handle.identity.mac,
                 session_id: &session_id_within(self.handle.identity.session_id.as_str(), self.profile.session_id_limit),
@@ -235,9 +240,10 @@ impl Turn {
                 Verdict::Delivered => {
                     self.progress.accepted.fetch_add(1, Ordering::Relaxed);
                     end.reports += 1;
-                    if offset == 0 && !part.is_last {
-                        self.metrics.messages_split.increment();
-                    }
+                    // Counted when it is through: once a message, not at every attempt.
+                    self.metrics.messages_split.add(u64::from(offset == 0 && !part.is_last));
+                    self.metrics.audio_not_sent.add(u64::from(recorded.is_some() && audio.is_none()));
+                    self.metrics.messages_truncated.add(u64::from(matches!(content, Cow::Owned(_))));
                     if part.is_last {
                         self.advance(Cursor { row: message.row, offset: 0, last_report: time }, Passed::delivered(1)).await;
                         return Ok(());
@@ -267,15 +273,6 @@ impl Turn {
                 }
             }
         }
-    }
-
-    fn audio<'a>(&self, message: &'a PendingMessage) -> Option<&'a [u8]> {
-        let audio = message.audio.as_deref()?;
-        let chosen = audio_to_send(Some(audio), self.settings.manager_api.send_audio);
-        if chosen.is_none() {
-            self.metrics.audio_not_sent.increment();
-        }
-        chosen
     }
 
     fn book(&self, attempt: &Attempt) {
