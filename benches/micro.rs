@@ -113,7 +113,8 @@ fn cursor_update(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         row += 1;
         let cursor = Cursor { row: RowId(row), offset: 0, last_report: NOW };
-        opened.runtime.block_on(opened.store.advance(&opened.sessions[0], cursor, Passed::default()));
+        opened.store.advance(&opened.sessions[0], cursor, Passed::default());
+        opened.runtime.block_on(opened.store.cursor_follows(&opened.sessions[0], 0));
     });
 }
 

@@ -246,7 +246,7 @@ impl Writer {
         self.shared.arrivals.note(news);
         let settled_now = self.shared.shelf().settle(|_| true);
         for advance in self.coalesced.advances.values_mut() {
-            advance.waiters.clear();
+            advance.release();
         }
         let (bytes, messages) = {
             let stand = self.shared.shelf();

@@ -1,10 +1,7 @@
 //! The store's public face: what may be asked of it. All writing goes through the writer's inbox, all reading through the
 //! readers; nothing here touches a file.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -49,18 +46,6 @@ impl Passed {
     #[must_use]
     pub fn rejected(row: RowId, rejection: Rejection) -> Self {
         Self { delivered: 0, rejected: vec![(row, rejection)] }
-    }
-}
-
-/// Resolves when a cursor is durable; at once while the store fails or when it is closed.
-#[derive(Debug)]
-pub struct Committed(oneshot::Receiver<()>);
-
-impl Future for Committed {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        Pin::new(&mut self.0).poll(context).map(|_| ())
     }
 }
 
@@ -180,13 +165,13 @@ impl Store {
     }
 
     /// Sets the cursor of a session at once and queues its writing. Never blocks. Counts `delivered` and `rejected`.
-    /// One caller a session: the uploader.
-    pub fn advance(&self, session: &Arc<SessionHandle>, cursor: Cursor, passed: Passed) -> Committed {
+    /// One caller a session: the uploader, which then awaits [`Self::cursor_follows`].
+    pub fn advance(&self, session: &Arc<SessionHandle>, cursor: Cursor, passed: Passed) {
         let metrics = &self.shared().metrics;
         session.set_cursor(cursor);
         if session.has_forgotten(cursor.row) {
             // It left the books when it was forgotten.
-            return Committed(self.shared().inbox.advance(session, Vec::new()));
+            return self.shared().inbox.advance(session, Vec::new());
         }
         let count = passed.delivered + passed.rejected.len() as u64;
         session.remove_pending(count);
@@ -195,7 +180,19 @@ impl Store {
         for (_, rejection) in &passed.rejected {
             metrics.rejected.increment(rejection.reason);
         }
-        Committed(self.shared().inbox.advance(session, passed.rejected))
+        self.shared().inbox.advance(session, passed.rejected);
+    }
+
+    /// Waits until the durable cursor of a session is at most so many advances behind; not at all while the store fails or
+    /// when it is closed. One caller a session: the one who advances.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn cursor_follows(&self, session: &SessionHandle, behind: u32) {
+        while session.unwritten() > behind {
+            self.shared().inbox.hurry(session);
+            session.written().await;
+        }
     }
 
     /// The uploader's mailbox.

@@ -2,11 +2,13 @@
 //!
 //! Promises: jobs keep the order in which they were accepted; waiting jobs never weigh more than [`CAPACITY_BYTES`]
 //! (each at least [`MIN_WEIGHT`], which bounds their number, too); cursors and waiting devices are coalesced, so they
-//! never block and are bounded by the number of sessions and devices.
+//! never block and are bounded by the number of sessions and devices. A cursor is no reason for a group of its own until
+//! somebody waits for it or it has waited for a moment: each group costs a sync.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, oneshot};
 
@@ -25,6 +27,9 @@ const MIN_WEIGHT: usize = 512;
 const GROUP_JOBS: usize = 1024;
 /// Bytes of jobs in one transaction (the first job is taken whatever it weighs).
 const GROUP_BYTES: usize = 1 << 20;
+/// How long a cursor nobody waits for may wait for a group to be written with. A kill in that time repeats one report of
+/// its session, as it does while the session is being sent.
+const CURSOR_PATIENCE: Duration = Duration::from_millis(20);
 
 /// One thing to do, in order.
 pub(super) enum Job {
@@ -68,7 +73,32 @@ pub(super) struct Found {
 pub(super) struct Advance {
     pub(super) handle: Arc<SessionHandle>,
     pub(super) rejected: Vec<(RowId, Rejection)>,
-    pub(super) waiters: Vec<oneshot::Sender<()>>,
+    /// How many advances it stands for that somebody may wait for.
+    awaited: u32,
+}
+
+impl Advance {
+    /// One that nobody waits for.
+    pub(super) const fn of(handle: Arc<SessionHandle>) -> Self {
+        Self { handle, rejected: Vec::new(), awaited: 0 }
+    }
+
+    /// Takes in a younger one of the same session.
+    pub(super) fn merge(&mut self, mut younger: Self) {
+        self.rejected.append(&mut younger.rejected);
+        self.awaited += std::mem::take(&mut younger.awaited);
+    }
+
+    /// Nobody has to wait for it any longer.
+    pub(super) fn release(&mut self) {
+        self.handle.remove_unwritten(std::mem::take(&mut self.awaited));
+    }
+}
+
+impl Drop for Advance {
+    fn drop(&mut self) {
+        self.release();
+    }
 }
 
 /// Everything the writer takes at once.
@@ -96,10 +126,23 @@ pub(super) struct Inbox {
 struct State {
     jobs: VecDeque<(Job, u32)>,
     coalesced: Taken,
+    /// Since when the oldest cursor waits.
+    cursors_since: Option<Instant>,
+    /// Somebody waits for a cursor.
+    hurried: bool,
     poked: bool,
     phase: Phase,
-    /// The writer waits: a wake-up, which is a system call, is worth it.
-    sleeping: bool,
+    sleep: Sleep,
+}
+
+/// Whether a wake-up, which is a system call, is worth it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Sleep {
+    #[default]
+    Awake,
+    /// The writer looks again by itself before a cursor has waited for long.
+    Light,
+    Deep,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -155,9 +198,9 @@ impl Inbox {
     }
 
     fn wake(&self, mut state: MutexGuard<'_, State>) {
-        let sleeping = std::mem::take(&mut state.sleeping);
+        let sleep = std::mem::take(&mut state.sleep);
         drop(state);
-        if sleeping {
+        if sleep > Sleep::Awake {
             self.wake.notify_one();
         }
     }
@@ -179,21 +222,33 @@ impl Inbox {
         self.wake(state);
     }
 
-    /// Queues the newest cursor of a session.
-    pub(super) fn advance(&self, handle: &Arc<SessionHandle>, rejected: Vec<(RowId, Rejection)>) -> oneshot::Receiver<()> {
-        let (waiter, committed) = oneshot::channel();
+    /// Queues the newest cursor of a session: it is written with the next group, or soon.
+    pub(super) fn advance(&self, handle: &Arc<SessionHandle>, rejected: Vec<(RowId, Rejection)>) {
         let mut state = self.state();
-        if state.phase != Phase::Closed {
-            let advance = state.coalesced.advances.entry(handle.key).or_insert_with(|| Advance {
-                handle: Arc::clone(handle),
-                rejected: Vec::new(),
-                waiters: Vec::new(),
-            });
-            advance.rejected.extend(rejected);
-            advance.waiters.push(waiter);
+        if state.phase == Phase::Closed {
+            return;
         }
-        self.wake(state);
-        committed
+        handle.add_unwritten();
+        let younger = Advance { handle: Arc::clone(handle), rejected, awaited: 1 };
+        match state.coalesced.advances.entry(handle.key) {
+            Entry::Occupied(mut known) => known.get_mut().merge(younger),
+            Entry::Vacant(free) => drop(free.insert(younger)),
+        }
+        state.cursors_since.get_or_insert_with(Instant::now);
+        if state.sleep == Sleep::Deep {
+            self.wake(state);
+        }
+    }
+
+    /// Somebody waits for the cursor of this session.
+    pub(super) fn hurry(&self, handle: &SessionHandle) {
+        let mut state = self.state();
+        // What is not in here any more is being written.
+        let all_here = state.coalesced.advances.get(&handle.key).is_some_and(|advance| advance.awaited >= handle.unwritten());
+        if all_here {
+            state.hurried = true;
+            self.wake(state);
+        }
     }
 
     /// Queues what is known of a waiting device; `None`: it no longer waits.
@@ -253,15 +308,24 @@ impl Inbox {
     /// Takes the next group; waits for something to do, but not beyond `deadline`.
     pub(super) fn take(&self, deadline: Instant) -> Taken {
         let mut state = self.state();
-        while !state.is_due() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+        // Cursors come in runs: after a group it looks again by itself, so that the next cursor need not wake it.
+        let mut look_again = Some(Instant::now() + CURSOR_PATIENCE);
+        loop {
+            let now = Instant::now();
+            if state.is_due(now) || deadline <= now {
                 break;
             }
-            state.sleeping = true;
-            state = self.wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            let (sleep, until) = match state.cursors_since.map(|since| since + CURSOR_PATIENCE).or(look_again) {
+                Some(until) => (Sleep::Light, until.min(deadline)),
+                None => (Sleep::Deep, deadline),
+            };
+            state.sleep = sleep;
+            state = self.wake.wait_timeout(state, until.saturating_duration_since(now)).unwrap_or_else(PoisonError::into_inner).0;
+            look_again = look_again.filter(|until| *until > Instant::now());
         }
-        state.sleeping = false;
+        state.sleep = Sleep::Awake;
+        state.cursors_since = None;
+        state.hurried = false;
         state.poked = false;
         let mut taken = std::mem::take(&mut state.coalesced);
         let (mut bytes, mut freed) = (0, 0);
@@ -282,12 +346,13 @@ impl Inbox {
 }
 
 impl State {
-    fn is_due(&self) -> bool {
+    fn is_due(&self, now: Instant) -> bool {
         let coalesced = &self.coalesced;
         self.poked
+            || self.hurried
             || self.phase != Phase::Open
             || !self.jobs.is_empty()
-            || !coalesced.advances.is_empty()
+            || self.cursors_since.is_some_and(|since| since + CURSOR_PATIENCE <= now)
             || !coalesced.devices.is_empty()
             || !coalesced.heartbeats.is_empty()
             || coalesced.damage.is_some()

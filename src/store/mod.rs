@@ -51,7 +51,7 @@ pub use arrivals::Arrivals;
 pub use changes::Retried;
 pub use error::{BindError, StoreError};
 pub use forget::{ForgetError, ForgetWish, Forgotten};
-pub use handle::{Committed, Passed, Store};
+pub use handle::{Passed, Store};
 pub use health::{CloseReport, Failing, StoreHealth};
 pub use import::{ImportError, Imported, ImportedMessage, ImportedSession, ImportedState};
 pub use record::{HeldTranscriptRecord, MessageState, RejectedRow, SessionSnapshot, TranscriptMessage};

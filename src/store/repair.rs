@@ -208,7 +208,7 @@ pub(super) fn restore_living(
         for (handle, ..) in &living {
             applier.create_session(handle.key, &handle.identity, now)?;
             if handle.cursor().row > RowId(0) {
-                let advance = Advance { handle: Arc::clone(handle), rejected: Vec::new(), waiters: Vec::new() };
+                let advance = Advance::of(Arc::clone(handle));
                 applier.advance(&advance, now)?;
             }
         }

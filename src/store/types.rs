@@ -1,9 +1,10 @@
 //! What goes into the store and what comes out of it.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::protocol::{ChatType, SessionIdentity, UnixMillis};
@@ -41,6 +42,10 @@ pub struct SessionHandle {
     stored: AtomicI64,
     /// Rows up to here were deleted because a person asked for it; 0: none.
     forgotten: AtomicI64,
+    /// How many advances of the cursor are not durable yet.
+    unwritten: AtomicU32,
+    /// Told when some of them are.
+    written: Notify,
 }
 
 impl SessionHandle {
@@ -54,6 +59,8 @@ impl SessionHandle {
             pending: AtomicU64::new(pending),
             stored: AtomicI64::new(i64::MAX),
             forgotten: AtomicI64::new(0),
+            unwritten: AtomicU32::new(0),
+            written: Notify::new(),
         }
     }
 
@@ -101,6 +108,28 @@ impl SessionHandle {
 
     pub(super) fn note_stored(&self, newest: RowId) {
         self.stored.fetch_max(newest.0, Ordering::AcqRel);
+    }
+
+    /// How many advances of the cursor are not durable yet.
+    pub(super) fn unwritten(&self) -> u32 {
+        self.unwritten.load(Ordering::Acquire)
+    }
+
+    pub(super) fn add_unwritten(&self) {
+        self.unwritten.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// So many advances are durable, or never will be.
+    pub(super) fn remove_unwritten(&self, count: u32) {
+        if count > 0 {
+            self.unwritten.fetch_sub(count, Ordering::AcqRel);
+            self.written.notify_one();
+        }
+    }
+
+    /// Resolves when advances became durable since it last did.
+    pub(super) async fn written(&self) {
+        self.written.notified().await;
     }
 
     pub(super) fn add_pending(&self, count: u64) {

@@ -3,6 +3,7 @@
 //! It takes what is there, writes it in one transaction, tells everybody, and takes again: never a timer. What cannot be
 //! written goes to the shelf (`failure`); between groups it keeps house (`housekeeping`).
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -137,12 +138,10 @@ impl Writer {
     }
 
     fn work(&mut self, taken: Taken) {
-        for (key, mut advance) in taken.advances {
-            if let Some(known) = self.coalesced.advances.get_mut(&key) {
-                known.rejected.append(&mut advance.rejected);
-                known.waiters.append(&mut advance.waiters);
-            } else {
-                self.coalesced.advances.insert(key, advance);
+        for (key, advance) in taken.advances {
+            match self.coalesced.advances.entry(key) {
+                Entry::Occupied(mut known) => known.get_mut().merge(advance),
+                Entry::Vacant(free) => drop(free.insert(advance)),
             }
         }
         self.coalesced.devices.extend(taken.devices);

@@ -14,7 +14,7 @@ use super::deliveries::Delivered;
 use super::due::{Backlog, DueRule};
 use super::poison::Strikes;
 use crate::observe::{Ended, Episode};
-use crate::store::{Committed, SessionHandle, SessionKey};
+use crate::store::{SessionHandle, SessionKey};
 
 /// All sessions with undelivered messages.
 #[derive(Default)]
@@ -49,7 +49,6 @@ pub(super) struct Entry {
     /// Its reports fail.
     pub(super) trouble: Episode,
     pub(super) backoff: Option<Box<Backoff>>,
-    pub(super) committing: Option<Committed>,
     stage: Stage,
     waiters: Vec<Waiter>,
 }
@@ -245,7 +244,6 @@ impl Entry {
             strikes: Strikes::default(),
             trouble: Episode::new(),
             backoff: None,
-            committing: None,
             stage: Stage::Idle,
             waiters: Vec::new(),
         }

@@ -346,7 +346,6 @@ impl Uploader {
                 limit,
                 knocks,
                 expire_before,
-                committing: entry.committing.take(),
                 losses: BTreeMap::new(),
             };
             self.sending += 1;

@@ -16,7 +16,7 @@ use crate::observe::Metrics;
 use crate::observe::metrics::Label;
 use crate::protocol::UnixMillis;
 use crate::store::{
-    Committed, Cursor, Disposition, Passed, PendingMessage, RejectReason, Rejection, RowId, SessionHandle, Store, StoreError,
+    Cursor, Disposition, Passed, PendingMessage, RejectReason, Rejection, RowId, SessionHandle, Store, StoreError,
 };
 
 /// Messages of a session in one turn; then it is the next session's turn.
@@ -57,8 +57,6 @@ pub struct Turn {
     pub knocks: bool,
     /// Messages taken in before this are rejected if the server still does not know their device.
     pub expire_before: Option<UnixMillis>,
-    /// The cursor commit of the session's last report, when the turn before left it open.
-    pub committing: Option<Committed>,
     /// Messages given up, by reason.
     pub losses: BTreeMap<&'static str, u64>,
 }
@@ -72,8 +70,6 @@ pub struct TurnEnd {
     pub passed: u64,
     /// The server said something about a message, if only that it is invalid or of an unknown device.
     pub answered: bool,
-    /// The cursor commit still open.
-    pub committing: Option<Committed>,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -120,7 +116,6 @@ impl Turn {
             Outcome::Unregistered => self.expire(&mut end).await,
             outcome => outcome,
         };
-        end.committing = self.committing.take();
         for (reason, messages) in &self.losses {
             error!(mac = %self.handle.identity.mac.short(), reason, messages, "messages are rejected: they will never be delivered");
         }
@@ -147,6 +142,10 @@ impl Turn {
                 }
                 end.passed += 1;
             }
+            if self.handle.pending() == 0 {
+                // What comes from now on is an arrival of its own.
+                return Outcome::Drained;
+            }
         }
     }
 
@@ -172,16 +171,9 @@ impl Turn {
     }
 
     /// The session's next messages.
-    async fn page(&mut self, limit: usize) -> Result<Vec<PendingMessage>, StoreError> {
+    async fn page(&self, limit: usize) -> Result<Vec<PendingMessage>, StoreError> {
         // At least one is asked for: whether there is more decides how the turn ends.
-        let page = self.store.pending(&self.handle, limit.max(1), PAGE_BYTES).await?;
-        if page.is_empty()
-            && let Some(committing) = self.committing.take()
-        {
-            // Nobody remembers a session without pending messages: its last cursor is waited for here.
-            committing.await;
-        }
-        Ok(page)
+        self.store.pending(&self.handle, limit.max(1), PAGE_BYTES).await
     }
 
     /// What is not to be sent is passed over.
@@ -303,10 +295,8 @@ impl Turn {
 
     /// The next report may start before this cursor is durable, the one after it not: so a kill repeats two at most.
     async fn advance(&mut self, cursor: Cursor, passed: Passed) {
-        let committing = self.store.advance(&self.handle, cursor, passed);
-        if let Some(before) = self.committing.replace(committing) {
-            before.await;
-        }
+        self.store.advance(&self.handle, cursor, passed);
+        self.store.cursor_follows(&self.handle, 1).await;
     }
 }
 

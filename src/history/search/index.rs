@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use tokio_util::sync::CancellationToken;
@@ -14,11 +14,19 @@ use super::words::indexed;
 use crate::observe::Metrics;
 use crate::store::{Archive, ArchiveError, RowId};
 
-/// Rows fed in one transaction; between two the thread rests, so that the feeding of a whole store leaves room for others.
+/// Rows read at once.
 const STEP_ROWS: usize = 200;
+/// Rows fed in one transaction; between two the thread rests, so that the feeding of a whole store leaves room for others.
+const GROUP_ROWS: usize = 2_000;
 const REST: Duration = Duration::from_millis(2);
+/// Rows after which somebody else may change the index.
+const ROUND_ROWS: usize = 10 * GROUP_ROWS;
 /// How often the daemon looks whether there is something to feed.
 const EVERY: Duration = Duration::from_secs(1);
+/// How long the store must have been quiet.
+const QUIET: Duration = Duration::from_secs(2);
+/// In a store that is never quiet, rows wait no longer than this.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 const SCHEMA: &str = "
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
@@ -63,21 +71,18 @@ impl SearchIndex {
     /// When index or store cannot be used; a damaged index is deleted.
     pub fn feed(&self, limit: usize) -> Result<bool, IndexError> {
         self.change(|connection, archive| {
-            let watermark = watermark(connection)?;
-            let rows = archive.contents(watermark, limit)?;
-            let Some((last, _)) = rows.last() else { return Ok(false) };
-            let transaction = connection.unchecked_transaction()?;
-            {
-                let mut insert = transaction.prepare_cached("INSERT OR REPLACE INTO words (rowid, text) VALUES (?1, ?2)")?;
-                for (row, content) in &rows {
-                    if let Some(content) = content {
-                        insert.execute((row.0, indexed(content)))?;
-                    }
+            let mut left = limit;
+            while left > 0 {
+                let transaction = connection.unchecked_transaction()?;
+                let fed = feed_rows(&transaction, archive, left.min(GROUP_ROWS))?;
+                transaction.commit()?;
+                if fed < left.min(GROUP_ROWS) {
+                    return Ok(false);
                 }
+                left -= fed;
+                std::thread::sleep(REST);
             }
-            transaction.execute("UPDATE state SET value = ?1 WHERE name = 'watermark'", [last.0])?;
-            transaction.commit()?;
-            Ok(rows.len() == limit)
+            Ok(true)
         })
     }
 
@@ -163,24 +168,26 @@ impl SearchIndex {
         Some(Reader { connection, watermark })
     }
 
-    /// Feeds in the background until it is cancelled.
+    /// Feeds in the background until it is cancelled: when the store is quiet, or has not been for long.
     pub async fn keep(self, metrics: Arc<Metrics>, stop: CancellationToken) {
-        let mut seen = (u64::MAX, 0);
+        let mut pace = Pace::new(Instant::now());
+        let mut pruned = None;
         loop {
-            let now = (metrics.commits.get(), metrics.messages_pruned.get());
-            if now != seen {
-                let (index, stopping, pruned) = (self.clone(), stop.clone(), now.1 != seen.1);
+            if pace.is_due(metrics.commits.get(), Instant::now()) {
+                let seen = metrics.messages_pruned.get();
+                let (index, stopping, reconciles) = (self.clone(), stop.clone(), pruned != Some(seen));
                 let round = tokio::task::spawn_blocking(move || {
-                    while !stopping.is_cancelled() && index.feed(STEP_ROWS)? {
-                        std::thread::sleep(REST);
-                    }
-                    if pruned && !stopping.is_cancelled() {
+                    while !stopping.is_cancelled() && index.feed(ROUND_ROWS)? {}
+                    if reconciles && !stopping.is_cancelled() {
                         index.reconcile()?;
                     }
                     Ok::<(), IndexError>(())
                 });
                 match round.await {
-                    Ok(Ok(())) => seen = now,
+                    Ok(Ok(())) => {
+                        pruned = Some(seen);
+                        pace.fed(Instant::now());
+                    }
                     Ok(Err(error)) => tracing::debug!(%error, "the search index is fed later"),
                     Err(_) => return,
                 }
@@ -190,6 +197,63 @@ impl SearchIndex {
                 () = tokio::time::sleep(EVERY) => {}
             }
         }
+    }
+}
+
+/// Feeds at most so many rows in an open transaction; answers how many.
+fn feed_rows(connection: &Connection, archive: &Archive, limit: usize) -> Result<usize, IndexError> {
+    let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO words (rowid, text) VALUES (?1, ?2)")?;
+    let (mut fed, mut last) = (0, watermark(connection)?);
+    while fed < limit {
+        let rows = archive.contents(last, STEP_ROWS.min(limit - fed))?;
+        let Some((newest, _)) = rows.last() else { break };
+        (last, fed) = (*newest, fed + rows.len());
+        for (row, content) in rows {
+            if let Some(content) = content {
+                insert.execute((row.0, indexed(&content)))?;
+            }
+        }
+    }
+    connection.execute("UPDATE state SET value = ?1 WHERE name = 'watermark'", [last.0])?;
+    Ok(fed)
+}
+
+/// When to feed. To index a message costs more than to take it in and deliver it, so it waits until the store has been
+/// quiet for a moment; searching reads what is not indexed, so nobody misses it. Pure.
+struct Pace {
+    /// What was committed at the last look, and since when nothing more was.
+    seen: u64,
+    quiet_since: Instant,
+    /// What was committed when the last feeding began.
+    begun: u64,
+    /// All that was committed before this was fed; `None`: nothing was fed yet.
+    fed: Option<u64>,
+    waits_since: Instant,
+}
+
+impl Pace {
+    const fn new(now: Instant) -> Self {
+        Self { seen: 0, quiet_since: now, begun: 0, fed: None, waits_since: now }
+    }
+
+    /// Looks at the number of commits.
+    fn is_due(&mut self, commits: u64, now: Instant) -> bool {
+        if commits != self.seen {
+            if self.fed == Some(self.seen) {
+                self.waits_since = now;
+            }
+            (self.seen, self.quiet_since) = (commits, now);
+        }
+        let quiet = now.duration_since(self.quiet_since) >= QUIET;
+        let overdue = now.duration_since(self.waits_since) >= PATIENCE;
+        self.begun = commits;
+        self.fed != Some(commits) && (quiet || overdue)
+    }
+
+    /// All that stood in the store when it was due is fed.
+    fn fed(&mut self, now: Instant) {
+        self.fed = Some(self.begun);
+        self.waits_since = now;
     }
 }
 
@@ -218,5 +282,44 @@ impl Reader {
             .prepare_cached("SELECT rowid FROM words WHERE words MATCH ?1 AND rowid < ?2 ORDER BY rowid DESC LIMIT ?3")?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         Ok(statement.query_map((fts, before.0, limit), |row| Ok(RowId(row.get(0)?)))?.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_the_last_run_left_is_fed_once_the_store_is_quiet() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        assert!(!pace.is_due(0, start));
+        assert!(pace.is_due(0, start + QUIET));
+        pace.fed(start);
+        assert!(!pace.is_due(0, start + 10 * QUIET));
+    }
+
+    #[test]
+    fn a_busy_store_is_left_alone_until_it_is_quiet() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        for second in 1..20_u32 {
+            assert!(!pace.is_due(u64::from(second), start + second * SECOND));
+        }
+        assert!(pace.is_due(19, start + 19 * SECOND + QUIET));
+        pace.fed(start + 21 * SECOND);
+        assert!(!pace.is_due(19, start + 60 * SECOND));
+        assert!(!pace.is_due(20, start + 61 * SECOND));
+        assert!(pace.is_due(20, start + 61 * SECOND + QUIET));
+    }
+
+    #[test]
+    fn a_store_that_is_never_quiet_is_fed_all_the_same() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let due = (1..1_000_u32).find(|second| pace.is_due(u64::from(*second), start + *second * SECOND));
+        assert_eq!(due.map(|second| second * SECOND), Some(PATIENCE));
     }
 }

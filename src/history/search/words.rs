@@ -56,8 +56,23 @@ pub fn words(text: &str) -> Vec<Word> {
 /// The words of a text for the index, separated by spaces.
 #[must_use]
 pub fn indexed(text: &str) -> String {
+    if text.is_ascii() {
+        return indexed_ascii(text);
+    }
     let words: Vec<String> = words(text).into_iter().map(|word| word.folded).collect();
     words.join(" ")
+}
+
+/// The same, for a text in which a cluster is a byte: most of what is said in many languages, at a tenth of the cost.
+fn indexed_ascii(text: &str) -> String {
+    let mut indexed = String::with_capacity(text.len());
+    for word in text.split(|character: char| !character.is_ascii_alphanumeric()).filter(|word| !word.is_empty()) {
+        if !indexed.is_empty() {
+            indexed.push(' ');
+        }
+        indexed.extend(word.chars().map(|character| character.to_ascii_lowercase()));
+    }
+    indexed
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -124,6 +139,14 @@ mod tests {
         assert_eq!(indexed("❤️ ❤"), "emojix2764 emojix2764");
         assert_eq!(indexed("👨‍👩‍👧"), "emojix1f468x1f469x1f467");
         assert_eq!(indexed(" \"…\" — !"), "");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn plain_text_takes_a_shorter_way_to_the_same_words(text in "[ -~\\r\\n\\t\\x00]{0,60}") {
+            let words: Vec<String> = words(&text).into_iter().map(|word| word.folded).collect();
+            proptest::prop_assert_eq!(indexed_ascii(&text), words.join(" "));
+        }
     }
 
     #[test]

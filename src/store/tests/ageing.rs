@@ -34,7 +34,8 @@ async fn filled(settings: &StoreSettings) -> (SessionKey, Vec<RowId>) {
     lab.deliver(&session, rows[0], 1).await;
     let rejection = Rejection { reason: RejectReason::Invalid, answer: None };
     let cursor = Cursor { row: rows[1], ..session.cursor() };
-    lab.store.advance(&session, cursor, Passed::rejected(rows[1], rejection)).await;
+    lab.store.advance(&session, cursor, Passed::rejected(rows[1], rejection));
+    lab.store.cursor_follows(&session, 0).await;
     lab.deliver(&session, rows[2], 1).await;
     let key = session.key;
     drop(session);

@@ -38,7 +38,8 @@ async fn a_cursor_passes_delivered_and_rejected_messages_for_good() {
     lab.deliver(&session, rows[0], 1).await;
     let rejection = Rejection { reason: RejectReason::RefusedByServer, answer: Some("code 500".into()) };
     let cursor = Cursor { row: rows[1], offset: 7, last_report: UnixMillis(5) };
-    lab.store.advance(&session, cursor, Passed::rejected(rows[1], rejection)).await;
+    lab.store.advance(&session, cursor, Passed::rejected(rows[1], rejection));
+    lab.store.cursor_follows(&session, 0).await;
     assert_eq!(lab.contents(&session).await, ["three"]);
     let key = session.key;
     assert_eq!((lab.metrics.delivered.get(), lab.metrics.rejected.sum(), lab.metrics.pending.get()), (1, 1, 1));
@@ -281,7 +282,8 @@ async fn make_the_fixture_of_this_version() {
     lab.deliver(&session, rows[0], 1).await;
     let rejection = Rejection { reason: RejectReason::Invalid, answer: Some("code 10034".into()) };
     let cursor = Cursor { row: rows[1], offset: 0, last_report: NOW };
-    lab.store.advance(&session, cursor, Passed::rejected(rows[1], rejection)).await;
+    lab.store.advance(&session, cursor, Passed::rejected(rows[1], rejection));
+    lab.store.cursor_follows(&session, 0).await;
     lab.store.close().await;
     let fixture =
         Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/store-v{}.db", crate::store::schema::VERSION));

@@ -94,7 +94,8 @@ async fn a_message_is_tried_again_behind_the_others_with_its_old_name() {
     let rejection = crate::store::Rejection { reason: crate::store::RejectReason::Invalid, answer: None };
     let cursor = crate::store::Cursor { row: before[1].row, offset: 0, last_report: NOW };
     let passed = crate::store::Passed { delivered: 1, rejected: vec![(before[0].row, rejection)] };
-    lab.store.advance(&opened.handle, cursor, passed).await;
+    lab.store.advance(&opened.handle, cursor, passed);
+    lab.store.cursor_follows(&opened.handle, 0).await;
     let done = lab.store.retry_rejected(vec![before[0].row, RowId(77)]).await.unwrap();
     assert_eq!((done.retried, done.missing, done.damaged), (1, 1, 0));
     let after = lab.store.pending(&opened.handle, 10, usize::MAX).await.unwrap();

@@ -73,7 +73,8 @@ impl Lab {
     /// Passes everything up to `row` as delivered.
     pub(super) async fn deliver(&self, session: &Arc<SessionHandle>, row: RowId, count: u64) {
         let cursor = Cursor { row, offset: 0, last_report: NOW };
-        self.store.advance(session, cursor, Passed::delivered(count)).await;
+        self.store.advance(session, cursor, Passed::delivered(count));
+        self.store.cursor_follows(session, 0).await;
     }
 }
 

@@ -126,7 +126,8 @@ impl Subject {
         };
         let counted = (passed.delivered, passed.rejected.len() as u64);
         let cursor = Cursor { row: last.row, offset: 0, last_report: UnixMillis(last.row.0) };
-        self.lab.store.advance(handle, cursor, passed).await;
+        self.lab.store.advance(handle, cursor, passed);
+        self.lab.store.cursor_follows(handle, 0).await;
         model.passed += rows.len();
         counted
     }

@@ -19,7 +19,7 @@ use crate::upload::turn::{Failure, Outcome, TurnEnd};
 impl Uploader {
     pub(super) fn turn_ended(&mut self, key: SessionKey, knocked: bool, end: TurnEnd) {
         self.sending -= 1;
-        let TurnEnd { reports, passed, answered, committing, outcome } = end;
+        let TurnEnd { reports, passed, answered, outcome } = end;
         if knocked {
             self.gate.probe_over();
         }
@@ -30,7 +30,6 @@ impl Uploader {
         };
         self.announce(change);
         if let Some(entry) = self.queue.turn_over(key) {
-            entry.committing = committing;
             entry.passed += passed;
             entry.accepted += reports;
             let mac = entry.handle.identity.mac;
@@ -130,7 +129,7 @@ impl Uploader {
         );
         let cursor = Cursor { row: failure.row, offset: 0, last_report: entry.handle.cursor().last_report };
         let rejection = Rejection { reason: RejectReason::RefusedByServer, answer: Some(answer.to_owned()) };
-        entry.committing = Some(self.store.advance(&entry.handle, cursor, Passed::rejected(failure.row, rejection)));
+        self.store.advance(&entry.handle, cursor, Passed::rejected(failure.row, rejection));
         entry.passed += 1;
         let _ = entry.forgive(Instant::now());
         entry.urgent = true;
