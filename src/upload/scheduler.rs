@@ -225,9 +225,9 @@ impl Uploader {
             // What could not be read before may be among what was salvaged.
             self.look_through(None);
         }
-        for Arrival { handle, messages, since, ended } in self.store.arrivals().take() {
+        for Arrival { handle, messages, since, ended, had_an_end } in self.store.arrivals().take() {
             let key = handle.key;
-            if ended == Some(true) {
+            if had_an_end {
                 (self.on_finished)(key);
             }
             if self.api.is_none() || (messages == 0 && !self.queue.contains(key)) {
