@@ -452,9 +452,10 @@ fn the_status_line_says_what_the_daemon_does() {
 struct Slowness(Child);
 
 impl Slowness {
-    fn of(daemon: &Daemon, calls: &str) -> Self {
+    fn of(daemon: &Daemon, calls: &str, path: Option<&Path>) -> Self {
         let child = Command::new("strace")
             .args(["-f", "-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
+            .args(path.into_iter().flat_map(|path| ["-P".as_ref(), path.as_os_str()]))
             .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:delay_enter=60000000")])
             .stdin(Stdio::null())
             .stderr(Stdio::null())
@@ -495,7 +496,7 @@ fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
         supervisor.wait_for("READY=1");
         let mut agent = Agent::connect(&daemon);
         assert!(agent.is_answered());
-        let slowness = Slowness::of(&daemon, calls);
+        let slowness = Slowness::of(&daemon, calls, None);
         let mut stuck = UnixStream::connect(daemon.socket()).unwrap();
         let line = json!({ "type": "message", "mac_address": MAC, "session_id": "s", "chat_type": 1, "content": "hello" });
         agent.line(&line);
@@ -506,6 +507,47 @@ fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
         drop(slowness);
         soon(&format!("the {name} works again and the watchdog is fed"), || supervisor.feedings(Duration::from_secs(1)) > 0);
     }
+}
+
+/// A secret on a file system that does not answer: the knock waits for it, and nobody else does.
+#[test]
+fn a_secret_that_cannot_be_read_for_a_while_stops_nothing_but_delivery() {
+    if !disk::strace_works() {
+        return;
+    }
+    let api = api();
+    let supervisor = Supervisor::new();
+    let mut daemon = Daemon::builder()
+        .api(&api)
+        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
+        .environment("WATCHDOG_USEC", "900000")
+        .prepare();
+    daemon.spawn();
+    supervisor.wait_for("READY=1");
+    let mut oracle = Oracle::new(&daemon);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "before");
+    producer.wait_until_acked();
+    api.wait_for_rows("s", 1);
+    let slowness = Slowness::of(&daemon, "openat", Some(&daemon.secret_file()));
+    api.set_secret("another");
+    producer.say(1, "while the secret is wrong");
+    producer.wait_until_acked();
+    wait_for_log(&daemon, "the gate is closed");
+    let end = Instant::now() + SOON;
+    while !daemon.log().contains("the secret's file does not answer") {
+        assert!(Instant::now() < end, "it never said that the file does not answer");
+        producer.say(1, "meanwhile");
+        producer.wait_until_acked();
+        assert!(supervisor.feedings(Duration::from_secs(1)) > 0, "the uploader goes round");
+    }
+    let knocks = api.count(Endpoint::Report);
+    soon("it knocks with the secret it has", || api.count(Endpoint::Report) > knocks);
+    assert_eq!(daemon.log().matches("the secret's file does not answer").count(), 1, "said once");
+    fs::write(daemon.secret_file(), "another").unwrap();
+    drop(slowness);
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
 }
 
 /// The launcher a supervisor is: the listening socket as descriptor 3, `LISTEN_FDS` and `LISTEN_PID`.
