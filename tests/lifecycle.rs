@@ -4,10 +4,13 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -507,6 +510,77 @@ fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
         drop(slowness);
         soon(&format!("the {name} works again and the watchdog is fed"), || supervisor.feedings(Duration::from_secs(1)) > 0);
     }
+}
+
+/// Lines from four producers until it is dropped, so that both threads of the runtime and the store are at work.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    producers: Vec<JoinHandle<()>>,
+}
+
+impl Traffic {
+    fn for_(daemon: &Daemon) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let produce = |index: u8| {
+            let (stop, mut stream) = (Arc::clone(&stop), Agent::deaf(daemon));
+            stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let line = json!({ "type": "message", "mac_address": MAC, "session_id": format!("traffic-{index}"), "chat_type": 1, "content": "x" });
+            std::thread::spawn(move || {
+                let line = format!("{line}\n");
+                let mut rest = line.as_bytes();
+                // A line that does not fit goes on where it was cut: a refused line would be another line of the log.
+                while !stop.load(Ordering::Relaxed) {
+                    rest = &rest[stream.write(rest).unwrap_or(0)..];
+                    rest = if rest.is_empty() { line.as_bytes() } else { rest };
+                }
+            })
+        };
+        Self { producers: (0..4).map(produce).collect(), stop }
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.producers.drain(..).for_each(|producer| drop(producer.join()));
+    }
+}
+
+/// A reader of the log that does not read: the first line waits, and at this level it is the uploader's.
+#[test]
+fn the_watchdog_goes_hungry_when_the_uploader_hangs() {
+    let api = api();
+    let supervisor = Supervisor::new();
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("log");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let mut full = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe).unwrap();
+    while full.write(&[b'.'; 4096]).is_ok() {}
+    let mut daemon = Daemon::builder()
+        .api(&api)
+        .set("log.level", "'warn'")
+        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
+        .environment("WATCHDOG_USEC", "900000")
+        .wrapper(&["sh", "-c", &format!("exec \"$@\" 2>{}", pipe.display()), "sh"])
+        .prepare();
+    daemon.spawn();
+    supervisor.wait_for("READY=1");
+    let traffic = Traffic::for_(&daemon);
+    soon("reports come in", || api.count(Endpoint::Report) > 20);
+    assert!(supervisor.feedings(Duration::from_secs(1)) > 0, "traffic is no hanging");
+    api.set_secret("another");
+    soon("it hangs", || supervisor.feedings(Duration::from_secs(1)) == 0);
+    assert_eq!(supervisor.feedings(Duration::from_secs(2)), 0, "the uploader hangs");
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "beside");
+    agent.say(1, "the accept loop, the sessions and the store do not");
+    assert_eq!(agent.flush("durable")["ok"], true);
+    // Longer than the main task waits for anybody's answer, be it to a heartbeat or for the status line.
+    assert_eq!(supervisor.feedings(Duration::from_secs(12)), 0, "it still hangs");
+    drop(traffic);
+    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    soon("the uploader works again and the watchdog is fed", || supervisor.feedings(Duration::from_secs(1)) > 0);
 }
 
 /// A secret on a file system that does not answer: the knock waits for it, and nobody else does.
