@@ -378,6 +378,13 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("its descriptors").count()
     }
 
+    /// What its threads are doing, as the kernel's letters: `R`unning, `S`leeping, `D`isk, s`T`opped.
+    pub fn thread_states(&self) -> Vec<char> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads").flatten();
+        let state = |stat: String| stat.rsplit(") ").next().and_then(|fields| fields.chars().next());
+        tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok()).filter_map(state).collect()
+    }
+
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");
