@@ -24,6 +24,9 @@ use crate::support::{
 
 const MAC: &str = "68:25:dd:ba:39:78";
 
+/// What strace does to a call that is to hang: a minute, or until it lets go.
+const HANGS: &str = "delay_enter=60000000";
+
 /// `upload.shutdown_grace` is 5 s; the rest is for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(12);
 
@@ -451,39 +454,6 @@ fn the_status_line_says_what_the_daemon_does() {
     assert!(line.contains("no manager_api.url") && line.contains("0 pending"), "{line}");
 }
 
-/// Delays a system call of the running daemon for as long as it lives.
-struct Slowness(Child);
-
-impl Slowness {
-    fn of(daemon: &Daemon, calls: &str, path: Option<&Path>) -> Self {
-        let child = Command::new("strace")
-            .args(["-f", "-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
-            .args(path.into_iter().flat_map(|path| ["-P".as_ref(), path.as_os_str()]))
-            .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:delay_enter=60000000")])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        guard::kill_at_end(child.id());
-        let traced = || {
-            let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-            tasks.flatten().all(|task| {
-                fs::read_to_string(task.path().join("status")).is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
-            })
-        };
-        soon("strace is attached to every thread", traced);
-        Self(child)
-    }
-}
-
-impl Drop for Slowness {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        guard::forget(self.0.id());
-    }
-}
-
 #[test]
 fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
     if !disk::strace_works() {
@@ -499,7 +469,7 @@ fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
         supervisor.wait_for("READY=1");
         let mut agent = Agent::connect(&daemon);
         assert!(agent.is_answered());
-        let slowness = Slowness::of(&daemon, calls, None);
+        let slowness = disk::Injection::attach(daemon.pid(), calls, HANGS, &[]);
         let mut stuck = UnixStream::connect(daemon.socket()).unwrap();
         let line = json!({ "type": "message", "mac_address": MAC, "session_id": "s", "chat_type": 1, "content": "hello" });
         agent.line(&line);
@@ -603,7 +573,7 @@ fn a_secret_that_cannot_be_read_for_a_while_stops_nothing_but_delivery() {
     producer.say(1, "before");
     producer.wait_until_acked();
     api.wait_for_rows("s", 1);
-    let slowness = Slowness::of(&daemon, "openat", Some(&daemon.secret_file()));
+    let slowness = disk::Injection::attach(daemon.pid(), "openat", HANGS, &[&daemon.secret_file()]);
     api.set_secret("another");
     producer.say(1, "while the secret is wrong");
     producer.wait_until_acked();

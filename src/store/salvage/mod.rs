@@ -113,6 +113,11 @@ pub fn salvage(damaged: &DamagedFiles, target: &mut Connection) -> Result<Salvag
     outcome
 }
 
+/// Whether every byte of the files can be read now: what a disk does not give may still be there.
+pub(super) fn is_readable(damaged: &DamagedFiles) -> bool {
+    [&damaged.db, &damaged.wal].into_iter().all(|path| Bytes::open(path).is_readable())
+}
+
 /// Whether the log of a database is damaged in front of finished transactions, which SQLite would then forget without a
 /// word. Reads the log once.
 pub(super) fn log_hides_commits(db: &Path) -> bool {
