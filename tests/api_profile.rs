@@ -214,6 +214,7 @@ fn an_answer_that_was_on_its_way_when_the_server_changed_is_not_believed_of_the_
     soon("reloaded", || daemon.log().contains("configuration reloaded"));
     let rows = fork.wait_for_rows("s", 1);
     assert!((1_700_000_000_000..4_000_000_000_000).contains(&rows[0].created_at_ms), "milliseconds were sent: {rows:?}");
+    assert_eq!(daemon.metric("retries"), 0, "it refuses a time that far away");
     assert!(fork.count(Endpoint::PubConfig) >= 1);
     check_books(&daemon);
 }

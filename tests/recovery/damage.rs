@@ -205,7 +205,7 @@ fn a_flipped_byte_in_the_log_is_seen_and_what_stands_behind_it_survives() {
         let came = starts_with(&harmed, 1, &Harm::None);
         let (all, of): (Vec<usize>, _) = ((0..2 * EACH).collect(), |session: usize| came.get(&format!("a{session}")).cloned());
         for session in 0..SESSIONS {
-            assert_eq!(of(session).as_ref(), Some(&all), "byte {place} of {} frames", frames);
+            assert_eq!(of(session).as_ref(), Some(&all), "byte {place} of {frames} frames");
         }
     }
 }

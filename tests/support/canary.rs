@@ -25,12 +25,11 @@ static SAID: Mutex<Option<HashMap<PathBuf, BTreeSet<String>>>> = Mutex::new(None
 pub fn remember(socket: &Path, lines: &[u8]) {
     let mut texts = Vec::new();
     for line in lines.split(|&byte| byte == b'\n').filter(|line| line.len() >= SHORTEST) {
-        match serde_json::from_slice(line) {
-            Ok(value) => collect(&value, false, &mut texts),
-            Err(_) => {
-                let line = String::from_utf8_lossy(line).into_owned();
-                texts.extend(longest_piece(&line).filter(|piece| piece.len() >= SHORTEST_OF_RUBBISH).map(str::to_owned));
-            }
+        if let Ok(value) = serde_json::from_slice(line) {
+            collect(&value, false, &mut texts);
+        } else {
+            let line = String::from_utf8_lossy(line).into_owned();
+            texts.extend(longest_piece(&line).filter(|piece| piece.len() >= SHORTEST_OF_RUBBISH).map(str::to_owned));
         }
     }
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
