@@ -292,6 +292,8 @@ impl Daemon {
         info!("ready");
         let mut stuck = Episode::new();
         let mut status_line = interval(STATUS_LINE_EVERY);
+        // A status that is slow to come must not take the turns of the watchdog.
+        status_line.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let watchdog_every = systemd::watchdog().map_or(Duration::from_secs(10), |limit| limit / 3);
         let mut watchdog = interval(watchdog_every.max(Duration::from_millis(100)));
         watchdog.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

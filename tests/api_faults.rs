@@ -182,6 +182,7 @@ fn a_server_that_asks_everybody_to_wait_is_left_alone() {
             say(&daemon, MAC, &format!("session-{index}"), "Hello");
         }
         soon("the gate closes", || daemon.status()["gate"]["kind"] == "outage");
+        soon("what was under way is answered", || daemon.status()["upload"]["sending"] == 0);
         let asked = api.count(Endpoint::Report);
         assert!(asked <= 12, "{asked} reports before the server was understood");
         always(Duration::from_millis(2500), "it is left alone", || api.count(Endpoint::Report) == asked);

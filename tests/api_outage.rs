@@ -246,9 +246,8 @@ fn outage_rejects_nothing() {
     outage(100, 100, &Fault::database_down(), hasty(&api).set("upload.concurrency", "6"), &api, 400, Duration::ZERO);
 }
 
-/// By hand: `cargo test --test behaviour -- --ignored --nocapture an_outage_of_a_minute`
+/// In the length and the size that matter: a minute in which everything fails, and ten thousand messages in front of it.
 #[test]
-#[ignore = "takes two minutes"]
 fn an_outage_of_a_minute_with_ten_thousand_messages_rejects_nothing() {
     let api = ManagerApi::start(Variant::Upstream);
     api.register(MAC);

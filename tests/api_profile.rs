@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api_faults::{MAC, ground, say};
 use crate::support::oracle::check_books;
-use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Rule, Variant, soon};
+use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Rule, Variant, clock, soon};
 
 #[test]
 fn time_unit_follows_the_server() {
@@ -197,6 +197,59 @@ fn nothing_that_one_server_said_is_believed_of_the_next() {
     assert_eq!((rows[0].agent.as_str(), upstream.rows("after").len()), (agent.as_str(), 0));
     soon("asked for the agent", || fork.count(Endpoint::AgentId) >= 1);
     check_books(&daemon);
+}
+
+#[test]
+fn an_answer_that_was_on_its_way_when_the_server_changed_is_not_believed_of_the_next() {
+    let (upstream, fork) = (ManagerApi::start(Variant::Upstream), ManagerApi::start(Variant::Fork));
+    fork.register(MAC);
+    upstream.rule(Rule::new(Fault::Delay(Duration::from_secs(3))).on(Endpoint::PubConfig));
+    // The next one is slower still: what the first says comes while the second is waited for.
+    fork.rule(Rule::new(Fault::Delay(Duration::from_secs(5))).on(Endpoint::PubConfig).times(1));
+    let mut daemon = Daemon::builder().api(&upstream).set("manager_api.timeout", "'20s'").start();
+    say(&daemon, MAC, "s", "Hello");
+    soon("the first was asked", || upstream.count(Endpoint::PubConfig) == 1);
+    daemon.set("manager_api.url", &format!("'{}'", fork.url()));
+    daemon.hup();
+    soon("reloaded", || daemon.log().contains("configuration reloaded"));
+    let rows = fork.wait_for_rows("s", 1);
+    assert!((1_700_000_000_000..4_000_000_000_000).contains(&rows[0].created_at_ms), "milliseconds were sent: {rows:?}");
+    assert_eq!(daemon.metric("retries"), 0, "it refuses a time that far away");
+    assert!(fork.count(Endpoint::PubConfig) >= 1);
+    check_books(&daemon);
+}
+
+/// Five minutes after it was asked, the server is asked again: what is known serves until the answer is there.
+#[test]
+fn a_profile_that_is_slow_to_be_renewed_holds_up_no_delivery() {
+    let Some(fast) = clock::faketime("+0 x30") else { return };
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let mut builder =
+        Daemon::builder().api(&api).set("manager_api.timeout", "'10min'").set("manager_api.connect_timeout", "'1min'");
+    // All its clocks run thirty times as fast.
+    for (name, value) in fast.iter().filter(|(name, _)| name != "FAKETIME_DONT_FAKE_MONOTONIC") {
+        builder = builder.environment(name, value);
+    }
+    let daemon = builder.start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "before");
+    api.wait_for_rows("s", 1);
+    let asked = api.count(Endpoint::PubConfig);
+    api.rule(Rule::new(Fault::HangBeforeHeaders).on(Endpoint::PubConfig));
+    let mut said = 1;
+    soon("it is asked again, and does not answer", || {
+        producer.say(1, &format!("message {said}"));
+        said += 1;
+        api.wait_for_rows("s", said);
+        api.count(Endpoint::PubConfig) > asked
+    });
+    for _ in 0..5 {
+        producer.say(1, &format!("message {said}"));
+        said += 1;
+    }
+    assert_eq!(api.wait_for_rows("s", said).len(), said);
+    assert!(api.requests().iter().any(|request| request.endpoint == Endpoint::PubConfig && request.finished.is_none()));
 }
 
 #[test]

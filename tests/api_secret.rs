@@ -2,7 +2,8 @@
 
 use crate::api_faults::{MAC, ground, say};
 use crate::support::manager_api::SECRET;
-use crate::support::{Daemon, ManagerApi, Oracle, Producer, Variant, soon};
+use crate::support::oracle::check_books;
+use crate::support::{Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Rule, Variant, soon};
 
 #[test]
 fn a_secret_file_that_is_gone_while_the_gate_is_closed_is_read_when_it_is_there_again() {
@@ -105,4 +106,30 @@ fn a_secret_file_that_is_not_there_yet_keeps_nobody_from_being_heard() {
     std::fs::write(daemon.secret_file(), secret).unwrap();
     soon("the message is delivered", || daemon.metric("delivered") == 1);
     api.wait_for_rows("early", 1);
+}
+
+/// A knock that hangs with the old secret must not cost the wish of whoever reloads meanwhile.
+#[test]
+fn a_reload_while_a_knock_is_under_way_is_not_forgotten() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    // Left to itself it knocks in half an hour at the earliest.
+    let daemon = Daemon::builder()
+        .api(&api)
+        .set("upload.backoff_initial", "'1h'")
+        .set("upload.backoff_max", "'1h'")
+        .set("manager_api.timeout", "'3s'")
+        .set("manager_api.connect_timeout", "'3s'")
+        .start();
+    api.set_secret("another");
+    say(&daemon, MAC, "s", "Hello");
+    soon("the gate closes", || daemon.status()["gate"]["kind"] == "operator");
+    api.rule(Rule::new(Fault::HangBeforeHeaders).on(Endpoint::Report).times(1));
+    let knocks = api.count(Endpoint::Report);
+    daemon.hup();
+    soon("it knocks, and the knock hangs", || api.count(Endpoint::Report) > knocks);
+    std::fs::write(daemon.secret_file(), "another").unwrap();
+    daemon.hup();
+    assert_eq!(api.wait_for_rows("s", 1)[0].content, "Hello");
+    check_books(&daemon);
 }

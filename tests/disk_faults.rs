@@ -164,7 +164,7 @@ fn a_sync_that_fails_for_ever_still_delivers_and_stops_in_order() {
     api.stop();
     let mut other = Agent::connect(&daemon);
     other.bind(MAC, "t");
-    other.say(1, "never acknowledged");
+    other.say(1, "nobody will say yes to this");
     other.line(&json!({ "type": "flush", "id": "f", "level": "durable", "timeout": 1 }));
     assert_eq!(other.wait_for("flushed")["ok"], false);
     let status = daemon.term(Duration::from_secs(20));
@@ -217,4 +217,48 @@ fn a_disk_that_is_full_at_the_start_ends_with_73_and_a_remedy() {
     assert!(daemon.log().contains("store"), "{}", daemon.log());
     disk.free();
     daemon.start();
+}
+
+/// A disk that takes everything and gives nothing back. SQLite takes that for damage, so the store is set aside; but what
+/// cannot be read now is not gone, and when the disk reads again nothing is missing and nothing was given up.
+#[test]
+fn reads_that_fail_for_a_while_lose_nothing() {
+    if !disk::strace_works() {
+        return;
+    }
+    let api = api();
+    api.stop();
+    let mut daemon = Daemon::builder().api(&api).start();
+    let mut oracle = Oracle::default();
+    let mut producers: Vec<Producer> = (0..5).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    for index in 0..60 {
+        for producer in &mut producers {
+            producer.say(1, &format!("message {index} {}", "y".repeat(20_000)));
+        }
+    }
+    producers.iter_mut().for_each(Producer::wait_until_acked);
+    producers.iter_mut().for_each(Producer::disconnect);
+    // From now on nothing of it is in memory.
+    oracle.before_restart(&daemon);
+    daemon.restart();
+    let failing = disk::Injection::attach(daemon.pid(), "pread64", "error=EIO", &[]);
+    api.start_again();
+    soon("reads fail", || daemon.log().contains("cannot be read"));
+    soon("the salvage waits for the disk", || daemon.log().contains("the disk does not read"));
+    let mut late = Producer::new(MAC, "late");
+    for index in 0..20 {
+        late.say(2, &format!("message {index} while reads fail"));
+    }
+    late.come_back(&daemon);
+    always(Duration::from_secs(2), "it lives and answers", || daemon.is_running() && daemon.try_status().is_some());
+    drop(failing);
+    producers.push(late);
+    for producer in &mut producers {
+        producer.come_back(&daemon);
+        persist(&daemon, producer);
+        oracle.owe(producer);
+    }
+    eventually(SOON * 3, "all is delivered", || (daemon.metric("pending") == 0).then_some(()));
+    oracle.check(&daemon, &api);
+    assert_eq!((daemon.metric("rejected"), daemon.metric("messages_salvaged")), (0, 300));
 }

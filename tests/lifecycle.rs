@@ -4,10 +4,13 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -20,6 +23,9 @@ use crate::support::{
 };
 
 const MAC: &str = "68:25:dd:ba:39:78";
+
+/// What strace does to a call that is to hang: a minute, or until it lets go.
+const HANGS: &str = "delay_enter=60000000";
 
 /// `upload.shutdown_grace` is 5 s; the rest is for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(12);
@@ -448,38 +454,6 @@ fn the_status_line_says_what_the_daemon_does() {
     assert!(line.contains("no manager_api.url") && line.contains("0 pending"), "{line}");
 }
 
-/// Delays a system call of the running daemon for as long as it lives.
-struct Slowness(Child);
-
-impl Slowness {
-    fn of(daemon: &Daemon, calls: &str) -> Self {
-        let child = Command::new("strace")
-            .args(["-f", "-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
-            .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:delay_enter=60000000")])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        guard::kill_at_end(child.id());
-        let traced = || {
-            let tasks = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
-            tasks.flatten().all(|task| {
-                fs::read_to_string(task.path().join("status")).is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
-            })
-        };
-        soon("strace is attached to every thread", traced);
-        Self(child)
-    }
-}
-
-impl Drop for Slowness {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        guard::forget(self.0.id());
-    }
-}
-
 #[test]
 fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
     if !disk::strace_works() {
@@ -495,7 +469,7 @@ fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
         supervisor.wait_for("READY=1");
         let mut agent = Agent::connect(&daemon);
         assert!(agent.is_answered());
-        let slowness = Slowness::of(&daemon, calls);
+        let slowness = disk::Injection::attach(daemon.pid(), calls, HANGS, &[]);
         let mut stuck = UnixStream::connect(daemon.socket()).unwrap();
         let line = json!({ "type": "message", "mac_address": MAC, "session_id": "s", "chat_type": 1, "content": "hello" });
         agent.line(&line);
@@ -506,6 +480,118 @@ fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
         drop(slowness);
         soon(&format!("the {name} works again and the watchdog is fed"), || supervisor.feedings(Duration::from_secs(1)) > 0);
     }
+}
+
+/// Lines from four producers until it is dropped, so that both threads of the runtime and the store are at work.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    producers: Vec<JoinHandle<()>>,
+}
+
+impl Traffic {
+    fn for_(daemon: &Daemon) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let produce = |index: u8| {
+            let (stop, mut stream) = (Arc::clone(&stop), Agent::deaf(daemon));
+            stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let line = json!({ "type": "message", "mac_address": MAC, "session_id": format!("traffic-{index}"), "chat_type": 1, "content": "x" });
+            std::thread::spawn(move || {
+                let line = format!("{line}\n");
+                let mut rest = line.as_bytes();
+                // A line that does not fit goes on where it was cut: a refused line would be another line of the log.
+                while !stop.load(Ordering::Relaxed) {
+                    rest = &rest[stream.write(rest).unwrap_or(0)..];
+                    rest = if rest.is_empty() { line.as_bytes() } else { rest };
+                }
+            })
+        };
+        Self { producers: (0..4).map(produce).collect(), stop }
+    }
+}
+
+impl Drop for Traffic {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.producers.drain(..).for_each(|producer| drop(producer.join()));
+    }
+}
+
+/// A reader of the log that does not read: the first line waits, and at this level it is the uploader's.
+#[test]
+fn the_watchdog_goes_hungry_when_the_uploader_hangs() {
+    let api = api();
+    let supervisor = Supervisor::new();
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("log");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let mut full = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe).unwrap();
+    while full.write(&[b'.'; 4096]).is_ok() {}
+    let mut daemon = Daemon::builder()
+        .api(&api)
+        .set("log.level", "'warn'")
+        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
+        .environment("WATCHDOG_USEC", "900000")
+        .wrapper(&["sh", "-c", &format!("exec \"$@\" 2>{}", pipe.display()), "sh"])
+        .prepare();
+    daemon.spawn();
+    supervisor.wait_for("READY=1");
+    let traffic = Traffic::for_(&daemon);
+    soon("reports come in", || api.count(Endpoint::Report) > 20);
+    assert!(supervisor.feedings(Duration::from_secs(1)) > 0, "traffic is no hanging");
+    api.set_secret("another");
+    soon("it hangs", || supervisor.feedings(Duration::from_secs(1)) == 0);
+    assert_eq!(supervisor.feedings(Duration::from_secs(2)), 0, "the uploader hangs");
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "beside");
+    agent.say(1, "the accept loop, the sessions and the store do not");
+    assert_eq!(agent.flush("durable")["ok"], true);
+    // Longer than the main task waits for anybody's answer, be it to a heartbeat or for the status line.
+    assert_eq!(supervisor.feedings(Duration::from_secs(12)), 0, "it still hangs");
+    drop(traffic);
+    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    soon("the uploader works again and the watchdog is fed", || supervisor.feedings(Duration::from_secs(1)) > 0);
+}
+
+/// A secret on a file system that does not answer: the knock waits for it, and nobody else does.
+#[test]
+fn a_secret_that_cannot_be_read_for_a_while_stops_nothing_but_delivery() {
+    if !disk::strace_works() {
+        return;
+    }
+    let api = api();
+    let supervisor = Supervisor::new();
+    let mut daemon = Daemon::builder()
+        .api(&api)
+        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
+        .environment("WATCHDOG_USEC", "900000")
+        .prepare();
+    daemon.spawn();
+    supervisor.wait_for("READY=1");
+    let mut oracle = Oracle::new(&daemon);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "before");
+    producer.wait_until_acked();
+    api.wait_for_rows("s", 1);
+    let slowness = disk::Injection::attach(daemon.pid(), "openat", HANGS, &[&daemon.secret_file()]);
+    api.set_secret("another");
+    producer.say(1, "while the secret is wrong");
+    producer.wait_until_acked();
+    wait_for_log(&daemon, "the gate is closed");
+    let end = Instant::now() + SOON;
+    while !daemon.log().contains("the secret's file does not answer") {
+        assert!(Instant::now() < end, "it never said that the file does not answer");
+        producer.say(1, "meanwhile");
+        producer.wait_until_acked();
+        assert!(supervisor.feedings(Duration::from_secs(1)) > 0, "the uploader goes round");
+    }
+    let knocks = api.count(Endpoint::Report);
+    soon("it knocks with the secret it has", || api.count(Endpoint::Report) > knocks);
+    assert_eq!(daemon.log().matches("the secret's file does not answer").count(), 1, "said once");
+    fs::write(daemon.secret_file(), "another").unwrap();
+    drop(slowness);
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
 }
 
 /// The launcher a supervisor is: the listening socket as descriptor 3, `LISTEN_FDS` and `LISTEN_PID`.

@@ -7,6 +7,7 @@ mod fast_api;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -19,6 +20,9 @@ use fast_api::FastApi;
 
 const MAC: &str = "68:25:dd:ba:39:78";
 const MEBIBYTE: u64 = 1 << 20;
+
+/// Two crowds of ten thousand are more descriptors than one process may have.
+static CROWD: Mutex<()> = Mutex::new(());
 
 fn from_environment(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|number| number.parse().ok()).unwrap_or(otherwise)
@@ -61,6 +65,7 @@ fn read_until(stream: &mut UnixStream, wanted: &str) {
 #[test]
 fn ten_thousand_connections_and_sessions_have_their_price() {
     const COUNT: usize = 10_000;
+    let _alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
     if !allow_descriptors(std::process::id(), 20_000) {
         return skipped("no 20 000 descriptors here");
     }
@@ -112,6 +117,32 @@ fn ten_thousand_connections_and_sessions_have_their_price() {
     soon("all connections are closed", || daemon.status()["connections"] == 0);
     let mut agent = Agent::connect(&daemon);
     assert!(agent.is_answered(), "and new ones are served");
+}
+
+/// As after a restart, when all producers come back in the same moment.
+#[test]
+fn ten_thousand_sessions_may_begin_in_the_same_moment() {
+    const COUNT: usize = 10_000;
+    let _alone = CROWD.lock().unwrap_or_else(PoisonError::into_inner);
+    if !allow_descriptors(std::process::id(), 20_000) {
+        return skipped("no 20 000 descriptors here");
+    }
+    let daemon = Daemon::builder().set("socket.max_connections", &COUNT.to_string()).set("log.level", "'warn'").start();
+    assert!(allow_descriptors(daemon.pid(), 20_000));
+    soon("the first connections are gone", || daemon.status()["connections"] == 0);
+    let mut clients: Vec<UnixStream> = (0..COUNT).map(|_| UnixStream::connect(daemon.socket()).expect("a connection")).collect();
+    eventually(SOON, "all are served", || (daemon.status()["connections"] == COUNT).then_some(()));
+    let started = Instant::now();
+    for (index, client) in clients.iter_mut().enumerate() {
+        let start = json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": format!("s{index}") });
+        client.write_all(format!("{start}\n").as_bytes()).unwrap();
+    }
+    for client in &mut clients {
+        read_until(client, "ready");
+    }
+    eprintln!("10 000 sessions that began at once: {} ({:.1?})", mebibytes(daemon.rss()), started.elapsed());
+    assert_eq!(daemon.status()["sessions_open"], COUNT);
+    assert!(daemon.rss() <= 96 * MEBIBYTE, "{} for 10 000 sessions", mebibytes(daemon.rss()));
 }
 
 #[test]

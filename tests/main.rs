@@ -51,6 +51,7 @@ mod packaging;
 mod recovery;
 mod reload;
 mod security;
+mod session_ends;
 mod status;
 mod support;
 mod support_self;

@@ -213,6 +213,10 @@ impl Connection {
             };
             match decoded {
                 Ok(line) => {
+                    if matches!(line.command, Command::SessionStart(_)) {
+                        // The session is opened by the store: all who come at once wait for it at once.
+                        lines.shrink();
+                    }
                     if let Err(refusal) = self.take(line, number).await {
                         self.refuse(refusal, number).await;
                     } else {

@@ -108,6 +108,14 @@ impl Lines {
         }
     }
 
+    /// Gives the memory back beyond what is buffered. Call it before a wait that thousands may share.
+    pub fn shrink(&mut self) {
+        self.discard_consumed();
+        if self.buffer.len() < self.buffer.capacity() / 2 {
+            self.buffer = BytesMut::from(self.buffer.as_ref());
+        }
+    }
+
     /// The memory held, in bytes.
     #[must_use]
     pub fn capacity(&self) -> usize {

@@ -144,7 +144,7 @@ impl Memory {
             Event::LiveKit(event) => self.livekit(event, send_tools, metrics, draft),
             Event::End(end) => {
                 let dropped = end.dropped.unwrap_or(0);
-                metrics.producer_dropped.add(dropped);
+                metrics.producer_dropped.add_claimed(dropped);
                 if dropped > 0 {
                     tracing::error!(mac = %self.handle.identity.mac.short(), dropped, "the producer lost lines before they reached the daemon");
                 }

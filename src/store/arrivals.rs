@@ -69,12 +69,14 @@ impl Arrivals {
                 messages: 0,
                 since: now,
                 ended: None,
+                had_an_end: false,
             });
             if entry.messages == 0 {
                 entry.since = now;
             }
             entry.messages += messages;
             entry.ended = ended.or(entry.ended);
+            entry.had_an_end |= ended == Some(true);
         }
         drop(entries);
         if any {
@@ -102,7 +104,7 @@ mod tests {
         arrivals.changed().await;
         let taken = arrivals.take();
         assert_eq!(taken.len(), 1);
-        assert_eq!((taken[0].messages, taken[0].ended), (5, Some(false)));
+        assert_eq!((taken[0].messages, taken[0].ended, taken[0].had_an_end), (5, Some(false), true));
         assert!(arrivals.take().is_empty());
     }
 

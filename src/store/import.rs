@@ -208,7 +208,7 @@ fn create(connection: &Connection, key: SessionKey, session: &ImportedSession) -
         session.started.0,
         ended.0,
         reason,
-        i64::try_from(session.producer_dropped).unwrap_or(i64::MAX >> 8),
+        i64::try_from(session.producer_dropped).unwrap_or(i64::MAX),
     ])?;
     Ok(key)
 }

@@ -126,7 +126,7 @@ pub(super) fn lay_over(stored: Option<SessionSnapshot>, shelf: Overlay) -> Optio
         }
         Some((Lifecycle::Ended { reason, dropped }, at)) => {
             (session.ended, session.end_reason) = (Some(at), reason);
-            session.producer_dropped += dropped;
+            session.producer_dropped = session.producer_dropped.saturating_add(dropped);
         }
         None => {}
     }

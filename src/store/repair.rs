@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
@@ -17,15 +18,19 @@ use super::group::in_transaction;
 use super::inbox::Advance;
 use super::open::{self, Opening};
 use super::rows;
-use super::salvage::{DamagedFiles, SalvageReport, salvage};
+use super::salvage::{self, DamagedFiles, SalvageReport, salvage};
 use super::shared::Shared;
-use super::types::{RejectReason, RowId};
+use super::types::{RejectReason, RowId, SessionHandle};
 use super::writer::{NextIds, wall_clock};
 use crate::config::Durability;
 use crate::observe::Metrics;
 
 /// Ids left out after a salvage: rows that could not be read may have had them.
 const ID_GAP: i64 = 1 << 20;
+
+/// How long a salvage waits for a disk that does not read, and how often it looks.
+const READABLE_PATIENCE: Duration = Duration::from_secs(60);
+const READABLE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Where a fresh database gets its content from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,16 +139,16 @@ fn start(shared: &Arc<Shared>, aside: &Path, next: NextIds) -> Result<JoinHandle
 
 /// Makes a fresh database, salvages `source` into it, and puts it in the place of the one that stands in `aside`. Blocks.
 pub(super) fn rebuild(files: &Files, durability: Durability, aside: &Path, source: Source) -> Result<SalvageReport, StoreError> {
+    let damaged = DamagedFiles { db: regular(aside.to_path_buf()), wal: regular(aside.with_file_name("history.db-wal")) };
+    if source != Source::Nothing {
+        wait_until_readable(&damaged);
+    }
     let rebuilt = files.rebuilt();
     rebuilt.remove()?;
     let Opening::Ready(mut connection) = open::open(&rebuilt, durability)? else { return Err(StoreError::Unavailable) };
     let failed = |error| StoreError::database("salvage into", &rebuilt.database)(error);
-    let report = if source == Source::Nothing {
-        SalvageReport::default()
-    } else {
-        let damaged = DamagedFiles { db: regular(aside.to_path_buf()), wal: regular(aside.with_file_name("history.db-wal")) };
-        salvage(&damaged, &mut connection).map_err(failed)?
-    };
+    let report =
+        if source == Source::Nothing { SalvageReport::default() } else { salvage(&damaged, &mut connection).map_err(failed)? };
     let found = NextIds::read(&connection).map_err(failed)?.unwrap_or(NextIds { row: 1, session: 1 });
     let mut next = NextIds { row: found.row.max(report.next_row), ..found };
     if let Source::Known(known) = source {
@@ -155,6 +160,24 @@ pub(super) fn rebuild(files: &Files, durability: Durability, aside: &Path, sourc
     connection.close().map_err(|(_, error)| failed(error))?;
     files.put_in_place(&rebuilt, aside)?;
     Ok(report)
+}
+
+/// A read that fails looks like damage to SQLite, and what cannot be read cannot be salvaged: a disk that only hiccups gets
+/// a while to give everything back. After that, what can be read has to do.
+fn wait_until_readable(damaged: &DamagedFiles) {
+    let until = Instant::now() + READABLE_PATIENCE;
+    let mut told = false;
+    while !salvage::is_readable(damaged) {
+        let path = damaged.db.display();
+        if Instant::now() >= until {
+            tracing::error!(%path, "parts of the damaged store still cannot be read: the rest is salvaged");
+            return;
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(%path, at_most = ?READABLE_PATIENCE, "the disk does not read: the salvage waits for it");
+        }
+        std::thread::sleep(READABLE_PAUSE);
+    }
 }
 
 /// A symlink in place of a file is nobody's history, and is not followed: its path becomes one where nothing is.
@@ -190,18 +213,11 @@ pub(super) fn restore_living(
     if let Some(found) = NextIds::read(connection)? {
         *next = next.at_least(found);
     }
-    // The uploader goes on meanwhile and counts down what it delivers: the counts are corrected, never set.
+    // The uploader goes on meanwhile and counts down what it delivers: the counts are corrected, never set, and what it
+    // delivers after this look is on neither side of the comparison.
     let metrics = &shared.metrics;
-    let (pending_before, held_before) = (metrics.pending.get(), metrics.held.get());
-    let living: Vec<_> = shared
-        .directory
-        .living()
-        .into_iter()
-        .map(|handle| {
-            let (pending, cursor) = (handle.pending(), handle.cursor().row);
-            (handle, pending, cursor)
-        })
-        .collect();
+    let held_before = metrics.held.get();
+    let (pending_before, living) = look_at_living(shared);
     let now = wall_clock();
     in_transaction(connection, || {
         let applier = Applier::new(connection)?;
@@ -214,16 +230,16 @@ pub(super) fn restore_living(
         }
         applier.finish()
     })?;
-    let mut shelved_total = 0;
+    // Sessions that nobody uses: all that is pending, less what the living have behind the cursors just written.
+    let mut pending = super::reads::pending_count(connection)?;
     for (handle, before, after) in &living {
-        let shelved = shared.shelf().undelivered(handle.key, *after);
-        shelved_total += shelved;
+        pending = pending.saturating_sub(rows::count_after(connection, handle.key, rows::cursor(connection, handle.key)?.row)?);
         handle.set_stored(rows::newest(connection, handle.key)?);
-        let found = rows::count_after(connection, handle.key, *after)? + shelved;
+        let found = rows::count_after(connection, handle.key, *after)? + shared.shelf().undelivered(handle.key, *after);
         handle.add_pending(found.saturating_sub(*before));
         handle.remove_pending(before.saturating_sub(found));
+        pending += found;
     }
-    let pending = super::reads::pending_count(connection)? + shelved_total;
     let held = super::reads::held_count(connection)? + shared.shelf().held_balance();
     metrics.pending.add(pending.saturating_sub(pending_before));
     metrics.pending.subtract(pending_before.saturating_sub(pending));
@@ -234,4 +250,21 @@ pub(super) fn restore_living(
     metrics.pending_at_start.add(after.saturating_sub(before));
     *repair = Repair::None;
     Ok(())
+}
+
+/// What is pending in all, and the sessions in use with what each had pending behind which row: as of one moment.
+fn look_at_living(shared: &Shared) -> (u64, Vec<(Arc<SessionHandle>, u64, RowId)>) {
+    let pending = &shared.metrics.pending;
+    loop {
+        let before = pending.get();
+        let look = |handle: Arc<SessionHandle>| {
+            let (pending, cursor) = (handle.pending(), handle.cursor().row);
+            (handle, pending, cursor)
+        };
+        let living = shared.directory.living().into_iter().map(look).collect();
+        // The uploader delivered something meanwhile: once more.
+        if pending.get() == before {
+            return (before, living);
+        }
+    }
 }

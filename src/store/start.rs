@@ -11,9 +11,10 @@ use super::lock::InstanceLock;
 use super::open::{self, Fault, Opening};
 use super::reads;
 use super::repair::{self, Source};
+use super::salvage;
 use super::shared::Shared;
 use super::writer::NextIds;
-use crate::config::StoreSettings;
+use crate::config::{Durability, StoreSettings};
 use crate::observe::Metrics;
 
 /// Salvages in one start: the second one begins with an empty database.
@@ -30,14 +31,18 @@ pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(
     let mut round = 0;
     let (connection, known) = loop {
         round += 1;
-        let cause = match open::open(&files, settings.durability)? {
-            Opening::Ready(connection) => match Known::read(&connection) {
-                Ok(Some(known)) => break (connection, known),
-                Ok(None) => String::from("its row ids are implausible"),
-                Err(error) if Fault::of(&error) == Fault::Damage => error.to_string(),
-                Err(error) => return Err(StoreError::database("read", &files.database)(error)),
-            },
-            Opening::Damaged(cause) => cause,
+        let cause = if round == 1 && log_is_damaged(&files, settings.durability) {
+            String::from("its log is damaged in front of finished transactions")
+        } else {
+            match open::open(&files, settings.durability)? {
+                Opening::Ready(connection) => match Known::read(&connection) {
+                    Ok(Some(known)) => break (connection, known),
+                    Ok(None) => String::from("its row ids are implausible"),
+                    Err(error) if Fault::of(&error) == Fault::Damage => error.to_string(),
+                    Err(error) => return Err(StoreError::database("read", &files.database)(error)),
+                },
+                Opening::Damaged(cause) => cause,
+            }
         };
         let path = files.database.display();
         tracing::error!(%path, cause, "the store is damaged: it is set aside and salvaged");
@@ -57,6 +62,12 @@ pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(
     let shared = Shared::new(files, settings, metrics, lock);
     shared.readers.warm_up()?;
     Ok((shared, connection, known.next))
+}
+
+/// Before SQLite looks: it takes a log for ended where a frame of it is damaged, and writes over what stands behind. Without
+/// syncs the log may be torn anywhere by a power cut, and what stands behind was never promised.
+fn log_is_damaged(files: &Files, durability: Durability) -> bool {
+    durability == Durability::Fsync && salvage::log_hides_commits(&files.database)
 }
 
 /// What must be known before the first write.

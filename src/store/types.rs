@@ -386,4 +386,6 @@ pub struct Arrival {
     pub since: Instant,
     /// The session has ended (`Some(true)`), or was opened again (`Some(false)`).
     pub ended: Option<bool>,
+    /// It has ended since the last look, though it may be open again.
+    pub had_an_end: bool,
 }

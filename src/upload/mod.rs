@@ -13,6 +13,7 @@ pub mod gate;
 pub mod poison;
 mod queue;
 pub mod scheduler;
+mod secret;
 pub mod turn;
 
 pub use backoff::Backoff;

@@ -21,6 +21,7 @@ use super::devices::{Admission, Devices};
 use super::due::DueRule;
 use super::gate::{Change, Closed, Gate, Probe};
 use super::queue::Queue;
+use super::secret::SecretReader;
 use super::turn::{Progress, TURN_MESSAGES, Turn, TurnEnd};
 use crate::clock::wall_clock;
 use crate::config::Settings;
@@ -64,8 +65,7 @@ pub struct Uploader {
     unreadable: Throttle,
     work: JoinSet<Done>,
     sending: usize,
-    /// What was said of the secret at the last knock: said once.
-    secret_unreadable: Option<String>,
+    secret: SecretReader,
     /// Reports accepted when the last failure was judged.
     accepted_before: u64,
     /// A page of the backlog could not be read: when to try again, and after which session.
@@ -87,7 +87,8 @@ struct Profile {
 
 enum Done {
     Turn(SessionKey, bool, TurnEnd),
-    Probe(Verdict),
+    /// Why the secret could not be read again, and what came of the knock.
+    Probe(Option<String>, Verdict),
     Profile(u64, Result<ServerProfile, ProfileUnknown>),
     Backlog(Option<SessionKey>, Result<Vec<BacklogSession>, StoreError>),
 }
@@ -135,7 +136,7 @@ impl Uploader {
             unreadable: Throttle::new(),
             work: JoinSet::new(),
             sending: 0,
-            secret_unreadable: None,
+            secret: SecretReader::default(),
             accepted_before: 0,
             backlog_again: None,
             stopping: None,
@@ -225,9 +226,9 @@ impl Uploader {
             // What could not be read before may be among what was salvaged.
             self.look_through(None);
         }
-        for Arrival { handle, messages, since, ended } in self.store.arrivals().take() {
+        for Arrival { handle, messages, since, ended, had_an_end } in self.store.arrivals().take() {
             let key = handle.key;
-            if ended == Some(true) {
+            if had_an_end {
                 (self.on_finished)(key);
             }
             if self.api.is_none() || (messages == 0 && !self.queue.contains(key)) {
@@ -295,14 +296,11 @@ impl Uploader {
     fn knock(&mut self, probe: Probe, api: &ManagerApi) {
         match probe {
             Probe::EmptyReport => {
-                // A rotated secret is found by the next knock.
-                let unreadable = api.reload_secret().err().map(|error| error.to_string());
-                if let Some(error) = unreadable.as_ref().filter(|_| unreadable != self.secret_unreadable) {
-                    warn!(error, "the secret cannot be read: it is tried again with every probe");
-                }
-                self.secret_unreadable = unreadable;
-                let api = api.clone();
-                self.work.spawn(async move { Done::Probe(api.probe().await) });
+                let (secret, api) = (self.secret.read_again(api), api.clone());
+                self.work.spawn(async move {
+                    let unreadable = secret.await;
+                    Done::Probe(unreadable, api.probe().await)
+                });
             }
             Probe::Profile => self.ask_profile(api, true),
             // After a failed connection the server may have become another one: its profile first.
@@ -357,7 +355,10 @@ impl Uploader {
     fn done(&mut self, done: Done) {
         match done {
             Done::Turn(key, knocks, end) => self.turn_ended(key, knocks, end),
-            Done::Probe(verdict) => self.probed(&verdict),
+            Done::Probe(unreadable, verdict) => {
+                self.secret.tell(unreadable);
+                self.probed(&verdict);
+            }
             Done::Profile(question, answer) if question == self.profile.question => self.profile_answered(answer),
             Done::Profile(..) => {}
             Done::Backlog(after, page) => self.looked_through(after, page),

@@ -189,6 +189,27 @@ fn damage_met_while_it_runs_is_salvaged_delivered_and_counted_without_a_restart(
     starts_with(&lab, 0, &Harm::Truncate(824));
 }
 
+/// SQLite takes a log for ended where a byte of it is wrong: all acknowledged lines behind would be gone without a word.
+#[test]
+fn a_flipped_byte_in_the_log_is_seen_and_what_stands_behind_it_survives() {
+    let lab = Lab { api: ManagerApi::start(Variant::Upstream), sound: files_of_a_history("a"), foreign: vec![Vec::new(); 3] };
+    lab.api.register(MAC);
+    let frame = 4096 + 24;
+    let frames = (lab.sound[1].len() - 32) / frame;
+    // In the header, in the header of a frame, in a page.
+    for place in [17, 32 + frames / 3 * frame + 9, 32 + frames / 2 * frame + 17, 32 + frames / 4 * frame + 2000] {
+        let mut sound = lab.sound.clone();
+        sound[1][place] ^= 4;
+        let harmed = Lab { api: ManagerApi::start(Variant::Upstream), sound, foreign: lab.foreign.clone() };
+        harmed.api.register(MAC);
+        let came = starts_with(&harmed, 1, &Harm::None);
+        let (all, of): (Vec<usize>, _) = ((0..2 * EACH).collect(), |session: usize| came.get(&format!("a{session}")).cloned());
+        for session in 0..SESSIONS {
+            assert_eq!(of(session).as_ref(), Some(&all), "byte {place} of {frames} frames");
+        }
+    }
+}
+
 /// A page that is gone takes its own messages along and no others.
 #[test]
 fn one_zeroed_page_costs_its_own_messages_only() {

@@ -5,13 +5,17 @@ use std::time::{Duration, Instant};
 use super::{Dice, MAC, comes_up, from_environment};
 use crate::support::eventually::SOON;
 use crate::support::loop_disk::{Journaled, LoopDisk, store_on};
-use crate::support::{Daemon, ManagerApi, Oracle, Producer, Variant, disk, eventually};
+use crate::support::{Daemon, ManagerApi, Oracle, Producer, Variant, disk, eventually, soon};
 
 /// Stops the daemon between two instructions, cuts the power, and lets the machine come up again. The daemon does not
-/// start by itself.
+/// start by itself. A signal is only on its way when `kill` returns, and a sync that this way of cutting the power overtakes
+/// may say that it was done: nobody may hear of it.
 fn cut(daemon: &mut Daemon, disk: &LoopDisk) {
     if daemon.is_running() {
         daemon.try_signal("STOP");
+        soon("every thread stands still, or waits for the disk", || {
+            daemon.thread_states().iter().all(|state| "TD".contains(*state))
+        });
     }
     disk.cut_power();
     daemon.kill9();

@@ -4,12 +4,13 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::canary;
 use super::daemon::Daemon;
 use super::eventually::{SOON, eventually};
 
@@ -22,6 +23,8 @@ struct Heard {
 /// One connection; a thread reads all replies as they come.
 pub struct Agent {
     stream: UnixStream,
+    /// The socket, by which its daemon's log is searched for what was said.
+    socket: PathBuf,
     heard: Arc<Mutex<Heard>>,
 }
 
@@ -54,7 +57,7 @@ impl Agent {
             }
             mine.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         });
-        Some(Self { stream, heard })
+        Some(Self { stream, socket: path.to_owned(), heard })
     }
 
     /// A connection that nobody reads: for what a daemon does about a client that does not listen.
@@ -66,12 +69,14 @@ impl Agent {
 
     /// Writes bytes as they are; whether the daemon still took them.
     pub fn try_raw(&mut self, bytes: &[u8]) -> bool {
+        canary::remember(&self.socket, bytes);
         self.stream.write_all(bytes).is_ok()
     }
 
     /// Writes bytes as they are.
     #[track_caller]
     pub fn raw(&mut self, bytes: &[u8]) {
+        canary::remember(&self.socket, bytes);
         self.stream.write_all(bytes).expect("the daemon reads");
     }
 

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use super::agent::Agent;
 use super::eventually::{SOON, eventually};
 use super::manager_api::{ManagerApi, SECRET};
-use super::{disk, guard};
+use super::{canary, disk, guard};
 
 /// The binary under test: this build's, or the one `CHAT_HISTORYD_BINARY` names (a release build, a package).
 pub fn binary() -> PathBuf {
@@ -41,6 +42,8 @@ pub struct Daemon {
     wrapper: Vec<String>,
     child: Option<Child>,
     log: Arc<Mutex<Vec<u8>>>,
+    /// Reads the log of the process that was started last, to its end.
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Builder {
@@ -134,6 +137,7 @@ impl Builder {
             wrapper: self.wrapper,
             child: None,
             log: Arc::default(),
+            reading: None,
         }
     }
 }
@@ -147,7 +151,7 @@ impl Daemon {
             ("upload.backoff_max", "'500ms'"),
             ("upload.unknown_device_retry", "'1s'"),
             ("manager_api.timeout", "'5s'"),
-            ("log.level", "'debug'"),
+            ("log.level", "'trace'"),
             ("log.format", "'text'"),
         ];
         Builder {
@@ -202,12 +206,12 @@ impl Daemon {
         guard::kill_at_end(child.id());
         let mut stderr = child.stderr.take().expect("piped");
         let log = Arc::clone(&self.log);
-        std::thread::spawn(move || {
+        self.reading = Some(std::thread::spawn(move || {
             let mut chunk = [0; 8192];
             while let Ok(count @ 1..) = stderr.read(&mut chunk) {
                 log.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&chunk[..count]);
             }
-        });
+        }));
         self.child = Some(child);
     }
 
@@ -378,6 +382,13 @@ impl Daemon {
         fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("its descriptors").count()
     }
 
+    /// What its threads are doing, as the kernel's letters: `R`unning, `S`leeping, `D`isk, s`T`opped.
+    pub fn thread_states(&self) -> Vec<char> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads").flatten();
+        let state = |stat: String| stat.rsplit(") ").next().and_then(|fields| fields.chars().next());
+        tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok()).filter_map(state).collect()
+    }
+
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");
@@ -426,6 +437,14 @@ impl Drop for Daemon {
                 from += 1;
             }
             eprintln!("---- the daemon's log (its end) ----\n{}", &log[from..]);
+            return;
         }
+        // Its last lines may still be in the pipe; a tracer that outlives it may hold the pipe open for long.
+        let end = std::time::Instant::now() + Duration::from_secs(2);
+        while self.reading.as_ref().is_some_and(|reading| !reading.is_finished()) && std::time::Instant::now() < end {
+            std::thread::yield_now();
+        }
+        let found = canary::found_in(&self.log(), &self.socket());
+        assert_eq!(found, None, "secret or content in the daemon's log");
     }
 }

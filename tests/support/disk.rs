@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use super::eventually::soon;
 use super::guard;
 
 /// The path of something as seen from inside a process's own mounts.
@@ -18,6 +19,41 @@ pub fn inject(calls: &str, what: &str) -> Vec<String> {
     let mut words: Vec<String> = words.map(str::to_owned).into();
     words.extend([format!("trace={calls}"), "-e".to_owned(), format!("inject={calls}:{what}")]);
     words
+}
+
+/// Makes system calls of a running process fail or wait, as long as it lives.
+pub struct Injection(Child);
+
+impl Injection {
+    /// `attach(pid, "pread64", "error=EIO", &[&database])`; without paths, of every file.
+    #[track_caller]
+    pub fn attach(pid: u32, calls: &str, what: &str, paths: &[&Path]) -> Self {
+        let child = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-p", &pid.to_string()])
+            .args(paths.iter().flat_map(|path| ["-P".as_ref(), path.as_os_str()]))
+            .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{what}")])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("strace runs");
+        guard::kill_at_end(child.id());
+        let traced = || {
+            let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+            tasks.flatten().all(|task| {
+                std::fs::read_to_string(task.path().join("status")).is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
+            })
+        };
+        soon("strace is attached to every thread", traced);
+        Self(child)
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+        guard::forget(self.0.id());
+    }
 }
 
 /// Whether strace can trace here; says so loudly when not.

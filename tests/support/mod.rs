@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, reason = "not every test module uses every tool")]
 
 pub mod agent;
+pub mod canary;
 pub mod clock;
 pub mod daemon;
 pub mod disk;

@@ -19,6 +19,11 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// `count` more, up to the largest number: for counts that somebody else names.
+    pub fn add_claimed(&self, count: u64) {
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_add(count)));
+    }
+
     /// The number now.
     #[must_use]
     pub fn get(&self) -> u64 {

@@ -41,6 +41,17 @@ impl Bytes {
         self.failures.get()
     }
 
+    /// Whether all of it can be read. Reads it once.
+    pub(super) fn is_readable(&self) -> bool {
+        let mut chunk = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < self.length && self.failures() == 0 {
+            self.fill(at, &mut chunk);
+            at += chunk.len() as u64;
+        }
+        self.failures() == 0
+    }
+
     /// Fills the buffer from `at` on, with zeros where nothing can be read; the number of bytes that could.
     pub(super) fn fill(&self, at: u64, buffer: &mut [u8]) -> usize {
         buffer.fill(0);

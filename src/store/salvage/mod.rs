@@ -30,11 +30,12 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-use self::files::{Pages, View};
+use self::files::{Bytes, Pages, View};
 use self::page::cells;
 use self::record::Header;
 use self::rows::{Kind, Row};
 use self::staging::{Staging, Trust};
+use self::wal::Layout;
 use super::schema::PAGE_BYTES;
 
 /// The files that were moved aside. Either may be missing.
@@ -110,6 +111,18 @@ pub fn salvage(damaged: &DamagedFiles, target: &mut Connection) -> Result<Salvag
         let _ = target.execute_batch("ROLLBACK");
     }
     outcome
+}
+
+/// Whether every byte of the files can be read now: what a disk does not give may still be there.
+pub(super) fn is_readable(damaged: &DamagedFiles) -> bool {
+    [&damaged.db, &damaged.wal].into_iter().all(|path| Bytes::open(path).is_readable())
+}
+
+/// Whether the log of a database is damaged in front of finished transactions, which SQLite would then forget without a
+/// word. Reads the log once.
+pub(super) fn log_hides_commits(db: &Path) -> bool {
+    let files = DamagedFiles::beside(db);
+    Layout::of(&Bytes::open(&files.wal)).hides_commits
 }
 
 fn bring_over(damaged: &DamagedFiles, target: &Connection) -> Result<SalvageReport, rusqlite::Error> {

@@ -42,6 +42,9 @@ pub(super) struct Layout {
     pub(super) damaged_frames: u64,
     /// Pages of the database after the last commit in `committed`.
     pub(super) database_pages: Option<u32>,
+    /// Behind damage stands a transaction that was begun after another one behind it was finished. A write that was cut
+    /// off cannot look so: it is the last, and what an earlier one left further behind does not continue its sums.
+    pub(super) hides_commits: bool,
 }
 
 type Sum = (u32, u32);
@@ -84,6 +87,7 @@ impl Layout {
         let mut layout = Self { broken: !header_sound, ..Self::default() };
         let mut uncommitted: Vec<(u32, u64)> = Vec::new();
         let mut suspects: Vec<(u32, u64)> = Vec::new();
+        let mut commits_in_a_row = 0; // behind the last damaged frame
         let mut strangers = 0; // frames since the last one of this generation that cannot be told from older ones
         let mut after_current = header_sound;
         for (frame, number) in frames.zip(0..) {
@@ -94,10 +98,17 @@ impl Layout {
                 continue;
             }
             after_current = true;
+            // Its sums prove a frame of this generation, but one with other salts ends the log for SQLite, too.
+            let damaged = !sound || frame.salts != salts;
             layout.frames += 1 + strangers;
-            layout.damaged_frames += strangers + u64::from(!sound);
-            if strangers > 0 || !sound {
+            layout.damaged_frames += strangers + u64::from(damaged);
+            if strangers > 0 || damaged {
                 layout.broken = true;
+                commits_in_a_row = 0;
+            }
+            if layout.broken && !damaged && frame.database_pages > 0 {
+                commits_in_a_row += 1;
+                layout.hides_commits |= commits_in_a_row > 1;
             }
             strangers = 0;
             if layout.broken {
@@ -208,6 +219,19 @@ mod tests {
         let layout = layout(vec![frame(2, 2, false), frame(2, 2, true)]);
         assert!(layout.suspects.is_empty());
         assert_eq!(layout.damaged_frames, 1);
+    }
+
+    #[test]
+    fn finished_transactions_behind_damage_are_told_from_a_write_that_was_cut_off() {
+        let (commit, part, bad) = (|| frame(2, 2, true), || frame(3, 0, true), || frame(4, 0, false));
+        assert!(layout(vec![commit(), bad(), part(), commit(), part(), commit()]).hides_commits);
+        assert!(layout(vec![bad(), bad(), commit(), commit()]).hides_commits);
+        assert!(!layout(vec![commit(), commit(), commit()]).hides_commits);
+        assert!(!layout(vec![commit(), bad(), part(), commit()]).hides_commits, "cut off, its commit arrived first");
+        assert!(!layout(vec![commit(), bad(), commit(), bad(), part(), commit()]).hides_commits, "twice");
+        let old = || Frame { salts: [0; 8], ..commit() };
+        assert!(!layout(vec![commit(), bad(), old(), old(), old()]).hides_commits, "of an older generation");
+        assert!(Layout::of_frames(vec![bad(), commit(), commit()].into_iter(), SALTS, false).hides_commits, "no header");
     }
 
     #[test]
