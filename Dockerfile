@@ -2,14 +2,17 @@
 
 FROM rust:1-bookworm AS builder
 WORKDIR /build
+# Cargo features besides the default, separated by commas: those of the packages (features in Cargo.toml).
+ARG FEATURES=""
 
-# The dependencies alone: this layer is rebuilt only when the manifest or the lock changes.
+# The dependencies alone: this layer is rebuilt only when the manifest or the lock changes. Every target that the manifest names has
+# to be there, though nothing of it is used.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests \
+RUN mkdir -p src tests benches/pipeline contrib/manual \
     && echo '//! Dependencies only.' > src/lib.rs \
     && printf '//! Dependencies only.\nfn main() {}\n' > src/main.rs \
-    && touch tests/main.rs \
-    && cargo build --release --locked
+    && touch tests/main.rs contrib/manual/main.rs benches/retention.rs benches/store.rs benches/micro.rs benches/pipeline/main.rs \
+    && cargo build --release --locked --features "$FEATURES"
 
 # The configuration and the recorded conversation are compiled in.
 COPY chat-historyd.toml ./
@@ -17,7 +20,7 @@ COPY tests/fixtures tests/fixtures
 COPY src src
 # Copied files are older than the build above; cargo must see that they are new.
 RUN touch src/lib.rs src/main.rs \
-    && cargo build --release --locked --bin chat-historyd
+    && cargo build --release --locked --features "$FEATURES" --bin chat-historyd
 
 FROM debian:bookworm-slim
 LABEL org.opencontainers.image.title="chat-historyd" \

@@ -48,7 +48,7 @@ pub fn run(sources: &Sources) -> Exit {
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(problems) => {
-            eprint!("{problems}");
+            logging::complain(&problems.to_string(), &sources.environment);
             return Exit::Configuration;
         }
     };

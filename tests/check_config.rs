@@ -281,3 +281,18 @@ fn a_mistake_on_the_command_line_is_usage() {
     let version = String::from_utf8(place.run(&["--version"]).stdout).unwrap();
     assert_eq!(version, format!("chat-historyd {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+/// A daemon that cannot start has no settings to log by, but the journal shall know its words as errors all the same.
+#[test]
+fn what_keeps_the_daemon_from_starting_is_an_error_for_the_journal() {
+    let place = Place::new();
+    let file = place.file("c.toml", "[session]\nbatch_size = 0\nbatch = 1\n");
+    let arguments = ["--config", file.to_str().unwrap()];
+    let said = |place: &Place| String::from_utf8(place.run(&arguments).stderr).unwrap();
+    let plain = said(&place);
+    assert!(plain.lines().count() == 2 && plain.contains("c.toml:2: session.batch_size: "), "{plain}");
+    // As under a unit whose output goes to the journal through a pipe.
+    let place = place.variable("INVOCATION_ID", "0");
+    let marked: Vec<String> = plain.lines().map(|line| format!("<3>{line}")).collect();
+    assert_eq!(said(&place).lines().collect::<Vec<_>>(), marked);
+}

@@ -177,6 +177,75 @@ fn the_image_is_built_from_all_that_the_source_includes() {
     }
 }
 
+fn manifest() -> toml_edit::Document<String> {
+    toml_edit::Document::parse(read("Cargo.toml")).unwrap()
+}
+
+/// cargo refuses a manifest that names a target which is not there, also where only the dependencies are built.
+#[test]
+fn the_image_has_a_stand_in_for_every_target_of_the_manifest() {
+    let (manifest, dockerfile) = (manifest(), read("Dockerfile"));
+    let layer = dockerfile.split("COPY Cargo.toml").nth(1).unwrap().split("COPY").next().unwrap();
+    let mut targets = vec![manifest["lib"]["path"].as_str().unwrap().to_owned()];
+    for kind in ["bin", "test", "example", "bench"] {
+        for target in manifest[kind].as_array_of_tables().unwrap() {
+            let path = target.get("path").and_then(|path| path.as_str()).map(str::to_owned);
+            targets.push(path.unwrap_or_else(|| format!("benches/{}.rs", target["name"].as_str().unwrap())));
+        }
+    }
+    assert!(targets.len() > 5, "{targets:?}");
+    for target in targets {
+        assert!(root().join(&target).is_file(), "{target}");
+        assert!(layer.split_whitespace().any(|word| word == target), "the Dockerfile makes no {target}");
+    }
+}
+
+#[test]
+fn the_image_is_built_with_the_features_of_the_package() {
+    let manifest = manifest();
+    let features = manifest["package"]["metadata"]["deb"]["features"].as_array().unwrap();
+    let features: Vec<&str> = features.iter().map(|feature| feature.as_str().unwrap()).collect();
+    for feature in &features {
+        assert!(manifest["features"].get(feature).is_some(), "there is no feature {feature}");
+    }
+    let argument = format!("ARG FEATURES=\"{}\"", features.join(","));
+    let dockerfile = read("Dockerfile");
+    assert!(dockerfile.lines().any(|line| line == argument), "the Dockerfile has no line {argument}");
+    let builds = dockerfile.matches("cargo build").count();
+    assert_eq!(dockerfile.matches("--features \"$FEATURES\"").count(), builds, "a build without the features");
+}
+
+/// What is in the package stands in Cargo.toml; what a unit or the program expects to be installed must be among it.
+#[test]
+fn the_package_has_what_the_daemon_needs_where_it_is_looked_for() {
+    let manifest = manifest();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    let assets: BTreeSet<(String, String)> = assets
+        .iter()
+        .map(|asset| {
+            let text = |at: usize| asset.as_array().unwrap().get(at).unwrap().as_str().unwrap();
+            let (source, target) = (text(0), text(1));
+            let name = source.rsplit('/').next().unwrap();
+            (source.to_owned(), if target.ends_with('/') { format!("/{target}{name}") } else { format!("/{target}") })
+        })
+        .collect();
+    for (source, _) in assets.iter().filter(|(source, _)| !source.starts_with("target/release/")) {
+        assert!(root().join(source).is_file(), "{source}");
+    }
+    let service = read("systemd/chat-historyd.service");
+    for (source, place) in [
+        ("target/release/chat-historyd", values(&service, "ExecStart")[0]),
+        ("chat-historyd.toml", "/etc/chat-historyd/chat-historyd.toml"),
+        ("systemd/chat-historyd.tmpfiles", "/usr/lib/tmpfiles.d/chat-historyd.conf"),
+    ] {
+        assert!(assets.contains(&(source.to_owned(), place.to_owned())), "{source} is not installed as {place}");
+    }
+    let purge = read("contrib/debian/postrm");
+    for (key, parent) in [("StateDirectory", "/var/lib"), ("ConfigurationDirectory", "/etc"), ("RuntimeDirectory", "/run")] {
+        assert!(purge.contains(&format!("{parent}/{}", values(&service, key)[0])), "a purge leaves {key}");
+    }
+}
+
 fn rust_files(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     entries

@@ -43,13 +43,25 @@ impl LogHandle {
 /// # Errors
 /// When logging was already started in this process.
 pub fn init(settings: &LogSettings, environment: &Environment) -> Result<LogHandle, tracing::subscriber::SetGlobalDefaultError> {
+    let (subscriber, handle) = subscriber(shape_on_stderr(settings.format, environment), settings.level, std::io::stderr);
+    tracing::subscriber::set_global_default(subscriber)?;
+    Ok(handle)
+}
+
+fn shape_on_stderr(format: LogFormat, environment: &Environment) -> Shape {
     let stderr = std::io::stderr();
     let metadata = stderr.as_fd().try_clone_to_owned().and_then(|fd| std::fs::File::from(fd).metadata());
     let identity = metadata.ok().map(|metadata| (metadata.dev(), metadata.ino()));
-    let shape = Shape::of(settings.format, environment, identity, stderr.is_terminal());
-    let (subscriber, handle) = subscriber(shape, settings.level, std::io::stderr);
-    tracing::subscriber::set_global_default(subscriber)?;
-    Ok(handle)
+    Shape::of(format, environment, identity, stderr.is_terminal())
+}
+
+/// Says why there is no daemon, while there are no settings yet to log by. The journal knows each line as an error: it is what
+/// `journalctl -p err` is asked for after a start that failed.
+pub fn complain(reasons: &str, environment: &Environment) {
+    let priority = if shape_on_stderr(LogFormat::Auto, environment) == Shape::Journal { "<3>" } else { "" };
+    for line in reasons.lines() {
+        eprintln!("{priority}{line}");
+    }
 }
 
 /// What a line looks like.
