@@ -441,7 +441,7 @@ fn the_status_line_says_what_the_daemon_does() {
     let end = Instant::now() + SOON;
     let line = loop {
         assert!(Instant::now() < end, "no status line");
-        if let Some(said) = supervisor.hears(SOON).filter(|said| said.contains("STATUS=")) {
+        if let Some(said) = supervisor.hears(SOON).filter(|said| said.contains("STATUS=") && !said.contains("starting")) {
             break said;
         }
     };
@@ -449,10 +449,11 @@ fn the_status_line_says_what_the_daemon_does() {
 }
 
 /// Delays a system call of the running daemon for as long as it lives.
-struct Slowness(Child);
+pub struct Slowness(Child);
 
 impl Slowness {
-    fn of(daemon: &Daemon, calls: &str) -> Self {
+    /// These calls take a minute from now on.
+    pub fn of(daemon: &Daemon, calls: &str) -> Self {
         let child = Command::new("strace")
             .args(["-f", "-qq", "-o", "/dev/null", "-p", &daemon.pid().to_string()])
             .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:delay_enter=60000000")])

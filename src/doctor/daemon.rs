@@ -1,7 +1,6 @@
 //! Whether a daemon serves, and what it says of itself.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use serde_json::Value;
 
 use super::finding::Finding;
 use crate::config::Settings;
-use crate::status_command::ask;
+use crate::status_command::{ask, dial};
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -34,9 +33,7 @@ fn socket(path: &Path) -> Finding {
 }
 
 fn ping(path: &Path) -> std::io::Result<()> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = dial(path, PATIENCE)?;
     stream.write_all(b"{\"type\":\"ping\",\"id\":\"doctor\"}\n")?;
     for line in BufReader::new(stream.take(MAX_ANSWER_BYTES)).split(b'\n') {
         let answer: Value = serde_json::from_slice(&line?).map_err(Error::other)?;
