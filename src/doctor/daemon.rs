@@ -94,6 +94,7 @@ fn told(status: &Value) -> Vec<Finding> {
             Finding::broken("gate", what, "nothing is lost: mend what the findings about the Manager API name")
         }
         "open" => Finding::sound("gate", "messages are sent".to_owned()),
+        "unknown" => Finding::broken("gate", text("/gate/reason").to_owned(), "restart the daemon, and look at its log"),
         _ => Finding::advice("gate", "the running daemon has no manager_api.url".to_owned(), "set it and reload the daemon"),
     });
     if let Some(what) = status.pointer("/store/failing/what").and_then(Value::as_str) {
@@ -124,13 +125,10 @@ fn told(status: &Value) -> Vec<Finding> {
         ));
     }
     let rejected: u64 = status
-        .pointer("/metrics/rejected")
+        .pointer("/store/rejected")
         .and_then(Value::as_object)
         .map_or(0, |reasons| reasons.values().filter_map(Value::as_u64).sum());
-    if rejected > 0 {
-        let what = format!("{rejected} messages were rejected since the daemon started and are not at the server");
-        findings.push(Finding::advice("rejected", what, "chat-historyd status tells the reasons; they stay in the store"));
-    }
+    findings.extend(super::store::decision(rejected));
     findings
 }
 
@@ -147,8 +145,7 @@ mod tests {
             "gate": { "state": "closed", "kind": "operator", "reason": "why", "since_seconds": 7 },
             "pending": 3,
             "upload": { "devices_waiting": 2, "strikes": 1 },
-            "store": { "failing": { "what": "no space", "since_seconds": 5 }, "full": true },
-            "metrics": { "rejected": { "invalid": 1, "damaged": 3 } },
+            "store": { "failing": { "what": "no space", "since_seconds": 5 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
         });
         let found: Vec<(&str, Level)> = told(&status).iter().map(|finding| (finding.check, finding.level)).collect();
         assert_eq!(
@@ -163,7 +160,7 @@ mod tests {
                 ("rejected", Level::Advice),
             ]
         );
-        assert!(told(&status).iter().any(|finding| finding.what.contains("4 messages were rejected")));
+        assert!(told(&status).iter().any(|finding| finding.what.contains("4 rejected messages stand in the store")));
     }
 
     #[test]
