@@ -1,7 +1,7 @@
 //! Whether the database is whole, and what stands in it that waits for somebody's decision.
 //!
 //! Only reads, beside a running daemon, too: SQLite would write its shared index (`-shm`) even for a reader, and make one
-//! where there is none, so it is told not to.
+//! where there is none, so it is told not to. (As root it gives the log to its owner once more: no more than a `ctime`.)
 
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;

@@ -106,7 +106,7 @@ fn wrap(line: &str, width: usize, lines: &mut Vec<String>) {
     while rest.len() > width {
         let at = rest.iter().take(width).rposition(|c| *c == ' ').filter(|at| *at > indent).unwrap_or(width);
         let tail = rest.split_off(at);
-        lines.push(rest.iter().collect());
+        lines.push(rest.iter().collect::<String>().trim_end().to_owned());
         let tail = tail.into_iter().skip_while(|c| *c == ' ');
         rest = std::iter::repeat_n(' ', indent).chain(tail).collect();
     }
@@ -125,7 +125,7 @@ mod tests {
         let row = |text: &str| format!("{text}{REST_OF_LINE}");
         let expected = [
             row("\x1b[?7ltitle"),
-            row("gate       "),
+            row("gate"),
             row("open"),
             row(""),
             row("01234567890"),
