@@ -11,6 +11,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::clock::wall_clock;
 use crate::config::{self, ConfigError, Loaded, Purpose, Settings, Sources};
 use crate::exit::Exit;
 use crate::history::backup_task::{self, BackupRequests};
@@ -22,6 +23,7 @@ use crate::manager_api::ManagerApi;
 use crate::observe::http::{self, Face};
 use crate::observe::logging::{self, LogHandle};
 use crate::observe::rates::{Rates, Sample};
+use crate::observe::sampled::Sampled;
 use crate::observe::status::{self, Overview};
 use crate::observe::{Episode, Mention, Metrics};
 use crate::session::Registry;
@@ -194,9 +196,7 @@ impl Daemon {
             Some(adopted) => adopted,
             None => ServerSocket::make(&settings.socket)?,
         };
-        let mut status_settings = settings.socket.clone();
-        status_settings.path.clone_from(&settings.status.socket);
-        let status_socket = ServerSocket::make(&status_settings)?;
+        let status_socket = make_status_socket(&settings)?;
         let http = match settings.status.http_listen {
             Some(address) => Some(http::listen(address).await?),
             None => None,
@@ -230,6 +230,7 @@ impl Daemon {
         let (socket, path) = socket.into_listener()?;
         let (listener, intake) = Listener::new(socket, path, around);
         let (status_socket, status_path) = status_socket.into_listener()?;
+        let stop_intake = CancellationToken::new();
         let overview = Overview {
             store: store.clone(),
             deliveries: deliveries.clone(),
@@ -237,10 +238,12 @@ impl Daemon {
             rates: Arc::new(Mutex::new(Rates::new(Instant::now().into_std(), Sample::of(&metrics)))),
             metrics: Arc::clone(&metrics),
             settings: settings.clone(),
+            sampled: Sampled::default(),
             started: Instant::now(),
+            started_at: wall_clock(),
+            stopping: stop_intake.clone(),
         };
 
-        let stop_intake = CancellationToken::new();
         let left_over = (registry.clone(), settings.borrow().session.idle_timeout);
         let status = overview.clone();
         let index = SearchIndex::of(&settings.borrow().store.directory);
@@ -262,6 +265,7 @@ impl Daemon {
                 status::serve(status_socket, status, changes).await;
             }),
             tokio::spawn(overview.clone().sample_rates()),
+            tokio::spawn(overview.sampled.clone().keep(store.clone(), settings.clone())),
             tokio::spawn(index.keep(Arc::clone(&metrics), stop_intake.clone())),
             tokio::spawn(lookups.run(store.clone(), api_receiver, gate_open)),
         ];
@@ -290,6 +294,7 @@ impl Daemon {
     async fn run(mut self, sources: &Sources, log: &LogHandle, signals: &mut Signals) -> Exit {
         systemd::ready();
         info!("ready");
+        self.overview.metrics.config_last_reload_successful.set(1);
         let mut stuck = Episode::new();
         let mut status_line = interval(STATUS_LINE_EVERY);
         // A status that is slow to come must not take the turns of the watchdog.
@@ -353,19 +358,22 @@ impl Daemon {
     async fn reload(&self, sources: &Sources, log: &LogHandle) {
         systemd::reloading();
         let sources = Sources { purpose: Purpose::Reload, ..sources.clone() };
-        match config::load(&sources) {
+        let taken = match config::load(&sources) {
             Ok(loaded) => self.apply(loaded, log).await,
             Err(ConfigError { problems, .. }) => {
                 for problem in problems {
                     error!("{problem}");
                 }
                 error!("the configuration was not reloaded: the old settings stay");
+                false
             }
-        }
+        };
+        self.overview.metrics.config_last_reload_successful.set(u64::from(taken));
         systemd::ready();
     }
 
-    async fn apply(&self, loaded: Loaded, log: &LogHandle) {
+    /// `false`: the settings could not be used after all.
+    async fn apply(&self, loaded: Loaded, log: &LogHandle) -> bool {
         for warning in &loaded.warnings {
             warn!("{warning}");
         }
@@ -377,7 +385,7 @@ impl Daemon {
                 Ok(api) => server = Server::Changed(api),
                 Err(failure) => {
                     error!(%failure, "the configuration was not reloaded: the old settings stay");
-                    return;
+                    return false;
                 }
             }
         }
@@ -405,6 +413,7 @@ impl Daemon {
         }
         self.deliveries.reload(server).await;
         info!(changes = changes.len(), has_url, "configuration reloaded");
+        true
     }
 
     /// Intake ends, actors flush, and from then on nothing acked can be lost; the uploader uses its grace; the store is
@@ -413,6 +422,8 @@ impl Daemon {
         systemd::stopping();
         info!("stopping");
         let grace = self.settings.borrow().upload.shutdown_grace;
+        let waiting = self.overview.metrics.pending.get();
+        systemd::status(&format!("stopping: {waiting} messages pending, delivery goes on for {} s at most", grace.as_secs()));
         self.stop_intake.cancel();
         let _ = self.listener.await;
         // Nothing may open a session after its actor was told to leave.
@@ -445,6 +456,7 @@ impl Daemon {
                 "the store could not be written to the last: these messages were never acknowledged and are lost here"
             );
         }
+        systemd::status(&format!("stopped: {pending} messages pending in the store"));
         info!(pending, "stopped");
         Exit::Success
     }
@@ -454,18 +466,31 @@ impl Daemon {
 /// asked for meanwhile.
 async fn open_store(settings: &Settings, metrics: Arc<Metrics>, signals: &mut Signals) -> Result<Option<Store>, StoreError> {
     let store_settings = settings.store.clone();
+    systemd::status("starting: the store is being opened");
+    let began = Instant::now();
     let mut opening = tokio::task::spawn_blocking(move || Store::open(&store_settings, metrics));
     let mut extend = interval(START_EXTENSION / 3);
     loop {
         tokio::select! {
             opened = &mut opening => return opened.map_err(|_| StoreError::Unavailable)?.map(Some),
-            _ = extend.tick() => systemd::starting_takes(START_EXTENSION),
+            _ = extend.tick() => {
+                systemd::starting_takes(START_EXTENSION);
+                // Only a damaged one takes so long.
+                if began.elapsed() >= START_EXTENSION / 3 {
+                    systemd::status(&format!("starting: the store is being salvaged, for {} s", began.elapsed().as_secs()));
+                }
+            }
             () = signals.stop() => {
                 info!("stopped while starting");
                 return Ok(None);
             }
         }
     }
+}
+
+/// Who may connect to the one socket may connect to the other.
+fn make_status_socket(settings: &Settings) -> Result<ServerSocket, ListenError> {
+    ServerSocket::make(&crate::config::SocketSettings { path: settings.status.socket.clone(), ..settings.socket.clone() })
 }
 
 fn manager_api(settings: &Settings) -> Result<Option<ManagerApi>, crate::manager_api::ManagerApiError> {
@@ -485,9 +510,6 @@ fn announce(sources: &Sources, settings: &Settings, socket: &ServerSocket) {
         config = file.as_deref().unwrap_or("the usual places"),
         "starting"
     );
-    if settings.manager_api.url.is_none() {
-        warn!("no manager_api.url is set: history is only kept here and leaves by retention (set the URL to deliver it)");
-    }
 }
 
 fn died(what: &str) -> Exit {

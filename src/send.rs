@@ -1,7 +1,6 @@
 //! `chat-historyd send`: one message from the shell, answered when it is durable.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use crate::cli::SendArgs;
 use crate::config::{self, Sources};
 use crate::exit::Exit;
 use crate::protocol::MacAddress;
+use crate::status_command::dial;
 
 /// How long the daemon may take to make the message durable.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -107,9 +107,7 @@ fn from_stdin() -> Result<String, String> {
 
 /// Writes the line and reads until its ack or its refusal.
 fn exchange(path: &Path, line: &str) -> io::Result<Value> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = dial(path, PATIENCE)?;
     stream.write_all(line.as_bytes())?;
     stream.write_all(b"\n")?;
     let answers = BufReader::new(stream.take(MAX_ANSWER_BYTES));

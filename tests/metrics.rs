@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::disk::SmallDisk;
-use crate::support::eventually::{SOON, free_port};
+use crate::support::eventually::{SOON, always, free_port};
 use crate::support::{Agent, Daemon, ManagerApi, Producer, Variant, skipped, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
@@ -118,6 +118,92 @@ fn metrics_are_clean_and_count_what_happened() {
 }
 
 #[test]
+fn the_metrics_tell_why_the_gate_is_closed_and_that_of_a_host_without_a_url_is_not() {
+    let gates = |face: &Face| {
+        let text = face.get("/metrics").body;
+        let kinds = ["operator", "outage", "profile_unknown"];
+        let closed = kinds.map(|kind| value(&text, &format!("chat_historyd_gate_closed{{kind=\"{kind}\"}}")));
+        (value(&text, "chat_historyd_gate_open"), closed)
+    };
+    let (_daemon, face) = Face::of(Daemon::builder());
+    assert_eq!(gates(&face), (0.0, [0.0, 0.0, 0.0]), "no URL: nothing to be alarmed about");
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    // A fixed unit: nothing has to be asked before the first report.
+    let (daemon, face) = Face::of(Daemon::builder().api(&api).set("manager_api.report_time_unit", "'seconds'"));
+    let mut producer = Producer::connected(&daemon, MAC, "talk");
+    assert_eq!(gates(&face), (1.0, [0.0, 0.0, 0.0]));
+    api.set_secret("another");
+    producer.say(1, "Hello");
+    soon("an operator is needed", || gates(&face) == (0.0, [1.0, 0.0, 0.0]));
+    api.set_secret(crate::support::manager_api::SECRET);
+    soon("the gate opens", || gates(&face) == (1.0, [0.0, 0.0, 0.0]));
+    api.stop();
+    producer.say(1, "Hello again");
+    soon("it is an outage", || gates(&face) == (0.0, [0.0, 1.0, 0.0]));
+}
+
+#[test]
+fn what_the_command_prints_is_what_the_http_face_tells() {
+    let (daemon, face) = Face::of(Daemon::builder());
+    let printed = Command::new(crate::support::daemon::binary())
+        .args(["status", "--format", "prometheus", "--config"])
+        .arg(daemon.config())
+        .output()
+        .unwrap();
+    let told = face.get("/metrics").body;
+    // Names, types, help texts and labels; the figures of two moments differ.
+    let shape = |text: &str| -> Vec<String> {
+        text.lines().map(|line| if line.starts_with('#') { line } else { line.rsplit_once(' ').unwrap().0 }.to_owned()).collect()
+    };
+    assert_eq!(shape(&String::from_utf8(printed.stdout).unwrap()), shape(&told));
+    for name in ["open_fds", "max_fds", "resident_memory_bytes", "cpu_seconds_total", "disk_size_bytes", "shelf_max_bytes"] {
+        assert!(value(&told, &format!("chat_historyd_{name}")) > 0.0, "{name}");
+    }
+}
+
+#[test]
+fn the_start_time_never_moves() {
+    let (_daemon, face) = Face::of(Daemon::builder());
+    let start = || value(&face.get("/metrics").body, "chat_historyd_start_time_seconds");
+    let first = start();
+    // Over more than a second, so that each part of one is seen: a figure that is made of two clocks wavers.
+    always(Duration::from_millis(1_500), "the start stands where it stood: one that moves looks like a restart", || {
+        start() == first
+    });
+}
+
+#[test]
+fn a_refused_reload_is_told_until_one_is_taken() {
+    let (mut daemon, face) = Face::of(Daemon::builder());
+    let successful = || value(&face.get("/metrics").body, "chat_historyd_config_last_reload_successful");
+    assert_eq!(successful(), 1.0);
+    daemon.set("session.batch_size", "0");
+    daemon.hup();
+    soon("it is told", || successful() == 0.0);
+    daemon.set("session.batch_size", "7");
+    daemon.hup();
+    soon("it is over", || successful() == 1.0);
+}
+
+#[test]
+fn a_daemon_on_its_way_out_is_not_ready_and_says_so() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let (daemon, face) = Face::of(Daemon::builder().api(&api).set("upload.shutdown_grace", "'60s'"));
+    // An answer that never comes keeps the delivery, and with it the shutdown, under way.
+    api.fault(crate::support::Fault::HangBeforeHeaders);
+    Producer::connected(&daemon, MAC, "talk").say(1, "Hello");
+    soon("it is being sent", || daemon.status()["upload"]["sending"] == 1);
+    daemon.signal("TERM");
+    soon("it is not ready any more", || face.get("/readyz").status == 503);
+    let ready = face.get("/readyz").body;
+    assert!(ready.starts_with("not ok\nthe daemon is stopping\n"), "{ready}");
+    assert_eq!(face.get("/healthz").body, "ok\n", "nothing is wrong with it");
+    assert_eq!(daemon.status()["state"], "stopping");
+}
+
+#[test]
 fn healthy_and_ready_even_behind_a_closed_gate_and_it_says_so() {
     let api = ManagerApi::start(Variant::Fork);
     api.register(MAC);
@@ -148,7 +234,7 @@ fn a_store_that_cannot_be_written_is_not_ready_but_healthy() {
     });
     let ready = face.get("/readyz");
     assert_eq!(ready.status, 503, "{}", ready.body);
-    assert!(ready.body.starts_with("not ok\nthe store cannot be written for "), "{}", ready.body);
+    assert!(ready.body.starts_with("not ok\nthe store has not been writable for "), "{}", ready.body);
     assert_eq!(face.get("/healthz").status, 200);
     assert_eq!(value(&face.get("/metrics").body, "chat_historyd_store_failing"), 1.0);
 }
@@ -165,18 +251,30 @@ fn only_reading_is_allowed_and_only_what_there_is() {
     let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "y".repeat(100_000));
     assert!(face.say(long.as_bytes()).is_none_or(|answer| answer.status == 431));
     assert_eq!(face.get("/").status, 200);
+    // One request a connection, said as such: what is pipelined behind it is not answered.
+    let two = face.say(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert!(two.head.contains("connection: close") && !two.body.contains("HTTP/1.1"), "{}", two.head);
+    for nonsense in [&b"\x16\x03\x01\x02\x00"[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /\r\n\r\n", b"\0\r\n\r\n"] {
+        assert!(face.say(nonsense).is_none_or(|answer| answer.status >= 400), "{nonsense:?}");
+    }
+    assert_eq!(face.get("/metrics?name=x").status, 200);
+    assert_eq!(face.get("/../metrics").status, 404);
 }
 
 #[test]
 fn connections_that_say_nothing_take_a_bounded_room_and_are_let_go() {
     let (mut daemon, face) = Face::of(Daemon::builder());
-    let silent: Vec<TcpStream> = (0..60).map(|_| TcpStream::connect(face.address).unwrap()).collect();
+    let silent: Vec<TcpStream> = (0..80).map(|_| TcpStream::connect(face.address).unwrap()).collect();
     let mut closed = 0;
     for mut stream in &silent {
         stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        closed += usize::from(matches!(stream.read(&mut [0]), Ok(0)));
+        let mut said = String::new();
+        if stream.read_to_string(&mut said).is_ok() {
+            assert!(said.starts_with("HTTP/1.1 503 ") && said.ends_with("come again\n"), "{said}");
+            closed += 1;
+        }
     }
-    assert!(closed >= 44, "no more than sixteen are held: {closed} were closed at once");
+    assert!(closed >= 48, "no more than 32 are held: {closed} were sent away at once");
     assert!(Agent::connect(&daemon).is_answered(), "the producers notice nothing");
     // None of these says anything, and yet there is room again.
     soon("the silent ones are let go", || face.say(b"GET / HTTP/1.0\r\n\r\n").is_some());
@@ -209,9 +307,45 @@ fn dashboard_and_alerts_name_only_metrics_that_there_are() {
         let unknown: Vec<String> = names(&text).difference(&there_are).cloned().collect();
         assert_eq!(unknown, Vec::<String>::new(), "{file}");
     }
-    let dashboard: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(format!("{CONTRIB}/grafana-dashboard.json")).unwrap()).unwrap();
-    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+}
+
+/// The panels of the dashboard.
+fn panels() -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(format!("{CONTRIB}/grafana-dashboard.json")).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
+    dashboard["panels"].as_array().unwrap().clone()
+}
+
+#[test]
+fn the_dashboard_has_one_place_for_each_panel_and_questions_that_prometheus_understands() {
+    let panels = panels();
+    let ids: BTreeSet<u64> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), panels.len(), "an id stands twice");
+    let mut taken = BTreeSet::new();
+    let mut rules = String::from("groups:\n- name: dashboard\n  rules:\n");
+    for panel in &panels {
+        let [x, y, w, h] = ["x", "y", "w", "h"].map(|side| panel["gridPos"][side].as_u64().unwrap());
+        assert!(x + w <= 24, "{panel}");
+        for place in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+            assert!(taken.insert(place), "{} lies over another panel", panel["title"]);
+        }
+        for target in panel["targets"].as_array().unwrap() {
+            let question = target["expr"].as_str().unwrap().replace("$instance", ".*");
+            rules.push_str(&format!(
+                "  - record: panel_{}_{}\n    expr: '{question}'\n",
+                panel["id"],
+                target["refId"].as_str().unwrap()
+            ));
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("rules.yml"), &rules).unwrap();
+    let Ok(checked) = Command::new("promtool").args(["check", "rules", "rules.yml"]).current_dir(directory.path()).output()
+    else {
+        skipped("promtool is not installed (Debian package prometheus)");
+        return;
+    };
+    assert!(checked.status.success(), "{rules}\n{}", String::from_utf8_lossy(&checked.stderr));
 }
 
 #[test]
@@ -226,7 +360,14 @@ fn every_alert_fires_for_its_trouble_and_is_silent_without_it() {
     assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
     let rules = std::fs::read_to_string(format!("{CONTRIB}/prometheus-alerts.yml")).unwrap();
     let tests = std::fs::read_to_string(format!("{CONTRIB}/prometheus-alerts.test.yml")).unwrap();
-    for name in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
-        assert!(tests.contains(&format!("\"{name}\"")), "{name} has no test");
+    for (index, name) in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).enumerate() {
+        let cases: Vec<&str> = tests.split(&format!("alertname=\"{name}\", alertstate=\"firing\"}}'")).skip(1).collect();
+        let silent = |case: &&str| case.lines().take(3).any(|line| line.trim() == "exp_samples: []");
+        assert!(cases.iter().any(silent), "{name} has no case in which it is silent");
+        assert!(cases.iter().any(|case| !silent(case)), "{name} has no case in which it fires");
+        let rule = rules.split("- alert: ").nth(index + 1).unwrap();
+        for part in ["severity: ", "summary: ", "description: "] {
+            assert!(rule.contains(part), "{name} has no {part}");
+        }
     }
 }

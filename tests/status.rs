@@ -1,6 +1,6 @@
 //! The status from outside: the socket, the command, and what they show of sessions, reports and the store.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output, Stdio};
 
@@ -90,8 +90,11 @@ fn the_text_says_how_everything_is() {
         "store      sound, ",
         "sessions   1 open, 0 with undelivered messages",
         "messages   0 pending, 0 held, 1 delivered, 0 rejected, 0 skipped\n",
-        "reports    1 sent (accepted 1), 0 repeated, 0 ambiguous; in the last ",
-        "100.0 % accepted",
+        "\ndisk       ",
+        "shelf      0 messages, 0 B of 8.0 MiB, ",
+        "reports    1 sent (accepted 1), 0 repeated, 0 ambiguous\n",
+        "rates      in the last ",
+        ": 100.0 % accepted; a minute: ",
         "producers  1 connected",
         "..39:78   talk\n",
     ] {
@@ -123,9 +126,12 @@ fn repeated_reports_are_counted_and_the_rates_tell_of_failures() {
     assert!(seen["rates"]["reports_per_minute"].as_f64().unwrap() > 0.0);
     let latency = &seen["metrics"]["request_duration_seconds"];
     assert_eq!(latency["count"], 2, "{latency}");
+    soon("the disk is looked at", || daemon.status()["store"]["disk_free_bytes"].is_u64());
+    let seen = daemon.status();
     let free = seen["store"]["disk_free_bytes"].as_u64().unwrap();
     assert!(free > 0 && seen["store"]["used_bytes"].as_u64().unwrap() > 0, "{seen}");
-    assert_eq!(seen["store"]["max_bytes"], 2_u64 << 30);
+    assert!(free <= seen["store"]["disk_size_bytes"].as_u64().unwrap(), "{seen}");
+    assert_eq!((&seen["store"]["max_bytes"], &seen["store"]["shelf_max_bytes"]), (&json!(2_u64 << 30), &json!(8 << 20)));
 }
 
 #[test]
@@ -190,6 +196,189 @@ fn a_client_that_does_not_read_or_says_nonsense_keeps_nobody_waiting() {
 }
 
 #[test]
+fn half_a_request_holds_no_place_of_those_who_ask_for_the_status() {
+    use std::io::Write;
+    let daemon = Daemon::builder().start();
+    let path = daemon.directory().join("run/status.sock");
+    // More than there are places; each is somebody who may ask for a change, and takes his time.
+    let slow: Vec<UnixStream> = (0..24)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            // One that finds the door shut has nobody to write to.
+            let _ = stream.write_all(b"{");
+            stream.set_nonblocking(true).unwrap();
+            stream
+        })
+        .collect();
+    assert_eq!(daemon.status()["v"], 1);
+    let waiting = slow.iter().filter(|stream| is_open(stream)).count();
+    assert!((1..=8).contains(&waiting), "{waiting} changes are waited for, beside the status");
+}
+
+fn is_open(mut stream: &UnixStream) -> bool {
+    matches!(stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+#[test]
+fn a_daemon_that_is_stopped_and_has_a_full_queue_keeps_nobody_waiting_for_ever() {
+    let daemon = Daemon::builder().start();
+    daemon.signal("STOP");
+    let mut queue = Vec::new();
+    for name in ["run/status.sock", "run/events.sock"] {
+        let path = daemon.directory().join(name);
+        while let Some(stream) = knock(&path) {
+            queue.push(stream);
+        }
+    }
+    for arguments in [&["status"][..], &["doctor"], &["send", "--mac", MAC, "--session", "s", "Hello"]] {
+        let mut child = Command::new(binary())
+            .args(arguments)
+            .arg("--config")
+            .arg(daemon.config())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        crate::support::guard::kill_at_end(child.id());
+        let ended = eventually(crate::support::eventually::SOON, "it gives up", || child.try_wait().unwrap());
+        assert_eq!(ended.code(), Some(if arguments[0] == "doctor" { 1 } else { 69 }), "{arguments:?}");
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(arguments[0] == "doctor" || said.contains("takes no connection"), "{said}");
+    }
+    daemon.signal("CONT");
+}
+
+/// A connection that nobody takes; `None` when the queue is full.
+fn knock(path: &std::path::Path) -> Option<UnixStream> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.connect(&socket2::SockAddr::unix(path).unwrap()).ok()?;
+    Some(UnixStream::from(std::os::fd::OwnedFd::from(socket)))
+}
+
+#[test]
+fn a_disk_that_does_not_answer_keeps_no_status_waiting() {
+    if !crate::support::disk::strace_works() {
+        return;
+    }
+    let daemon = Daemon::builder().start();
+    let slow = crate::lifecycle::Slowness::of(&daemon, "statfs", None);
+    // More often than there are threads that may block.
+    for _ in 0..20 {
+        assert!(printed(&daemon, &[]).contains("\ndisk       "));
+    }
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "talk");
+    agent.say(1, "Hello");
+    agent.end();
+    soon("what else waits for a disk goes on: a backup is written", || daemon.metric("backups_written") == 1);
+    drop(slow);
+}
+
+#[test]
+fn the_age_of_what_waits_counts_from_when_it_was_said_also_after_a_restart() {
+    let Some(past) = crate::support::clock::faketime("-3d") else { return };
+    let (api, directory) = (api(), tempfile::tempdir().unwrap());
+    api.set_secret("another");
+    let of = || Daemon::builder().api(&api).directory(directory.path());
+    let mut daemon = past.iter().fold(of(), |daemon, (name, value)| daemon.environment(name, value)).start();
+    let mut producer = Producer::connected(&daemon, MAC, "old");
+    producer.say(1, "Hello");
+    producer.wait_until_acked();
+    daemon.kill9();
+    drop(daemon);
+    let daemon = of().start();
+    let age = || daemon.status()["upload"]["oldest_pending_seconds"].as_u64().unwrap_or(0);
+    soon("the backlog is known", || age() > 0);
+    let three_days = 3 * 86_400;
+    assert!((three_days - 60..three_days + 3_600).contains(&age()), "{} s", age());
+    assert!(printed(&daemon, &[]).contains("1 pending (oldest 3d00h)"), "{}", printed(&daemon, &[]));
+}
+
+#[test]
+fn rejected_messages_are_told_as_long_as_they_stand_in_the_store() {
+    let api = api();
+    let mut daemon = Daemon::start_for(&api);
+    let mut producer = Producer::connected(&daemon, MAC, "talk");
+    api.rule(crate::support::Rule::new(Fault::code(10034)).times(2));
+    producer.say(1, "one");
+    producer.say(1, "two");
+    producer.wait_until_acked();
+    soon("both are rejected", || daemon.metric("rejected") == 2);
+    daemon.restart();
+    let row = "rejected   2 in the store (invalid 2); they stay until somebody decides: chat-historyd rejected list\n";
+    soon("they are counted, though this daemon rejected none", || printed(&daemon, &[]).contains(row));
+    assert_eq!(daemon.metric("rejected"), 0);
+    assert!(
+        printed(&daemon, &["--format", "prometheus"]).contains("chat_historyd_store_rejected_messages{reason=\"invalid\"} 2\n")
+    );
+    let dropped =
+        Command::new(binary()).args(["rejected", "drop", "--all", "--yes", "--config"]).arg(daemon.config()).output().unwrap();
+    assert!(dropped.status.success(), "{}", String::from_utf8_lossy(&dropped.stderr));
+    soon("none is left to tell of", || !printed(&daemon, &[]).contains("in the store (invalid"));
+}
+
+#[test]
+fn messages_of_unknown_devices_wait_beside_those_that_could_be_sent() {
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("upload.unknown_device_retry", "'1h'").start();
+    let mut stranger = Producer::connected(&daemon, "aa:bb:cc:dd:ee:ff", "stranger");
+    stranger.say(1, "Hello");
+    soon("the device waits", || daemon.status()["upload"]["devices_waiting"] == 1);
+    let upload = daemon.status()["upload"].clone();
+    assert!(upload["oldest_pending_seconds"].is_u64() && upload["oldest_sendable_seconds"].is_null(), "{upload}");
+}
+
+#[test]
+fn in_a_terminal_the_picture_is_redrawn_and_stays_within_the_window() {
+    let daemon = Daemon::builder().start();
+    let mut agent = Agent::connect(&daemon);
+    for index in 0..40 {
+        agent.line(
+            &json!({ "mac_address": MAC, "session_id": format!("s{index}-{}", "x".repeat(90)), "chat_type": 1, "content": "x" }),
+        );
+    }
+    soon("all are open", || daemon.status()["sessions_open"] == 40);
+    let command =
+        format!("stty rows 16 cols 60; exec {} status --watch=100ms --config {}", binary().display(), daemon.config().display());
+    let spawned = Command::new("script")
+        .args(["-q", "-c", &command, "/dev/null"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut child) = spawned else {
+        skipped("script is not installed (Debian package bsdutils)");
+        return;
+    };
+    crate::support::guard::kill_at_end(child.id());
+    let mut terminal = BufReader::new(child.stdout.take().unwrap());
+    let mut frames = Vec::new();
+    // Each picture ends with the rest of the screen cleared.
+    while frames.len() < 3 {
+        let mut frame = Vec::new();
+        while !frame.ends_with(b"\x1b[J\x1b[?7h") {
+            let mut byte = [0];
+            terminal.read_exact(&mut byte).expect("one more picture");
+            frame.push(byte[0]);
+        }
+        frames.push(String::from_utf8(frame).unwrap());
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(frames[0].contains("\x1b[H\x1b[2J") && frames[1].starts_with("\x1b[H\x1b[?7l"), "{frames:?}");
+    for frame in &frames {
+        // The terminal makes it of a line feed.
+        let lines: Vec<&str> = frame.split("\r\n").collect();
+        assert!(lines.len() <= 16, "{} lines", lines.len());
+        let shown = |line: &&str| line.rsplit("\x1b[?7l").next().unwrap().trim_end_matches("\x1b[K").chars().count();
+        assert!(lines.iter().all(|line| shown(line) <= 60), "{lines:#?}");
+        assert!(frame.contains(" UTC, every 100ms (Ctrl-C ends it)"), "{frame}");
+    }
+}
+
+#[test]
 fn the_supervisor_gets_a_live_status_line() {
     let api = api();
     let directory = tempfile::tempdir().unwrap();
@@ -220,6 +409,9 @@ fn the_supervisor_gets_a_live_status_line() {
     api.stop();
     daemon.term(crate::support::eventually::SOON);
     assert!(said("STOPPING=1"));
+    assert!(said("STATUS=starting: the store is being opened"));
+    assert!(said("STATUS=stopping: 1 messages pending, delivery goes on for 5 s at most"));
+    assert!(said("STATUS=stopped: 1 messages pending in the store"));
 }
 
 #[test]

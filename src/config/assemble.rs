@@ -231,7 +231,7 @@ fn contradictions(read: &mut Reader, settings: &Settings) {
     }
     match &manager_api.url {
         None if !read.is_refused("manager_api.url") => {
-            let message = "is not set: the history is only kept on this machine";
+            let message = "is not set: the history is only kept on this machine and leaves by store.retention";
             read.warn("manager_api.url", message, "set it to the Manager API, for example \"http://127.0.0.1:8080/toy\"");
         }
         Some(url) if reqwest::Url::parse(url).is_ok_and(|url| url.path() == "/") => {

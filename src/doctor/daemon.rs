@@ -1,7 +1,6 @@
 //! Whether a daemon serves, and what it says of itself.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use serde_json::Value;
 
 use super::finding::Finding;
 use crate::config::Settings;
-use crate::status_command::ask;
+use crate::status_command::{ask, dial};
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -34,9 +33,7 @@ fn socket(path: &Path) -> Finding {
 }
 
 fn ping(path: &Path) -> std::io::Result<()> {
-    let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = dial(path, PATIENCE)?;
     stream.write_all(b"{\"type\":\"ping\",\"id\":\"doctor\"}\n")?;
     for line in BufReader::new(stream.take(MAX_ANSWER_BYTES)).split(b'\n') {
         let answer: Value = serde_json::from_slice(&line?).map_err(Error::other)?;
@@ -97,6 +94,7 @@ fn told(status: &Value) -> Vec<Finding> {
             Finding::broken("gate", what, "nothing is lost: mend what the findings about the Manager API name")
         }
         "open" => Finding::sound("gate", "messages are sent".to_owned()),
+        "unknown" => Finding::broken("gate", text("/gate/reason").to_owned(), "restart the daemon, and look at its log"),
         _ => Finding::advice("gate", "the running daemon has no manager_api.url".to_owned(), "set it and reload the daemon"),
     });
     if let Some(what) = status.pointer("/store/failing/what").and_then(Value::as_str) {
@@ -127,13 +125,10 @@ fn told(status: &Value) -> Vec<Finding> {
         ));
     }
     let rejected: u64 = status
-        .pointer("/metrics/rejected")
+        .pointer("/store/rejected")
         .and_then(Value::as_object)
         .map_or(0, |reasons| reasons.values().filter_map(Value::as_u64).sum());
-    if rejected > 0 {
-        let what = format!("{rejected} messages were rejected since the daemon started and are not at the server");
-        findings.push(Finding::advice("rejected", what, "chat-historyd status tells the reasons; they stay in the store"));
-    }
+    findings.extend(super::store::decision(rejected));
     findings
 }
 
@@ -150,8 +145,7 @@ mod tests {
             "gate": { "state": "closed", "kind": "operator", "reason": "why", "since_seconds": 7 },
             "pending": 3,
             "upload": { "devices_waiting": 2, "strikes": 1 },
-            "store": { "failing": { "what": "no space", "since_seconds": 5 }, "full": true },
-            "metrics": { "rejected": { "invalid": 1, "damaged": 3 } },
+            "store": { "failing": { "what": "no space", "since_seconds": 5 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
         });
         let found: Vec<(&str, Level)> = told(&status).iter().map(|finding| (finding.check, finding.level)).collect();
         assert_eq!(
@@ -166,7 +160,7 @@ mod tests {
                 ("rejected", Level::Advice),
             ]
         );
-        assert!(told(&status).iter().any(|finding| finding.what.contains("4 messages were rejected")));
+        assert!(told(&status).iter().any(|finding| finding.what.contains("4 rejected messages stand in the store")));
     }
 
     #[test]

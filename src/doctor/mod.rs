@@ -2,7 +2,7 @@
 //!
 //! Promises: it changes nothing, here or at the server (the only report it sends is the empty one, which every server
 //! refuses); every look has a deadline; the secret is never shown. Exit code 0 when all is sound or there is only
-//! advice, 1 when something is broken. Runs beside a daemon or without one.
+//! advice, 1 when something is broken, 78 when the configuration cannot be used. Runs beside a daemon or without one.
 
 mod daemon;
 mod finding;
@@ -24,7 +24,7 @@ const VERSION: u32 = 1;
 
 /// Looks at everything and prints what it finds.
 pub fn doctor(arguments: &DoctorArgs, sources: &Sources, out: &mut impl Write) -> Exit {
-    let findings = examine(arguments, sources);
+    let (findings, usable) = examine(arguments, sources);
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Sound);
     let text = match arguments.format {
         DoctorFormat::Text => findings.iter().map(ToString::to_string).collect::<String>() + verdict(worst) + "\n",
@@ -35,7 +35,11 @@ pub fn doctor(arguments: &DoctorArgs, sources: &Sources, out: &mut impl Write) -
     };
     // A closed pipe is the reader's wish.
     let _ = out.write_all(text.as_bytes());
-    if worst == Level::Broken { Exit::Broken } else { Exit::Success }
+    match worst {
+        _ if !usable => Exit::Configuration,
+        Level::Broken => Exit::Broken,
+        Level::Advice | Level::Sound => Exit::Success,
+    }
 }
 
 const fn verdict(worst: Level) -> &'static str {
@@ -46,8 +50,10 @@ const fn verdict(worst: Level) -> &'static str {
     }
 }
 
-fn examine(arguments: &DoctorArgs, sources: &Sources) -> Vec<Finding> {
+/// What is found, and whether the configuration could be used, without which nothing else can be looked at.
+fn examine(arguments: &DoctorArgs, sources: &Sources) -> (Vec<Finding>, bool) {
     let mut findings = Vec::new();
+    let mut usable = true;
     match config::load(sources) {
         Ok(loaded) => {
             // The secret has a look of its own, which also knows the credential of the running unit.
@@ -61,13 +67,17 @@ fn examine(arguments: &DoctorArgs, sources: &Sources) -> Vec<Finding> {
             findings.extend(local::directories(&settings));
             findings.extend(store::examine(&settings.store));
             findings.push(local::disk(&settings.store));
-            findings.extend(daemon::examine(&settings));
+            let counted = findings.iter().any(|finding| finding.check == "rejected");
+            let told = daemon::examine(&settings).into_iter();
+            // The store's own word is newer than the daemon's.
+            findings.extend(told.filter(|finding| !counted || finding.check != "rejected"));
             findings.extend(server::examine(&settings.manager_api, arguments.mac));
         }
         Err(error) => {
+            usable = false;
             findings.extend(error.problems.iter().map(|problem| Finding::of_problem(Level::Broken, problem)));
             findings.extend(error.warnings.iter().map(|problem| Finding::of_problem(Level::Advice, problem)));
         }
     }
-    findings
+    (findings, usable)
 }

@@ -1,5 +1,10 @@
-//! Whether the database is whole. Only reads, beside a running daemon, too.
+//! Whether the database is whole, and what stands in it that waits for somebody's decision.
+//!
+//! Only reads, beside a running daemon, too: SQLite would write its shared index (`-shm`) even for a reader, and make one
+//! where there is none, so it is told not to. (As root it gives the log to its owner once more: no more than a `ctime`.)
 
+use std::fmt::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,7 +21,7 @@ pub(super) fn examine(settings: &StoreSettings) -> Vec<Finding> {
     let path = settings.directory.join("history.db");
     let mut findings = Vec::new();
     match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_file() => findings.push(database(&path)),
+        Ok(metadata) if metadata.is_file() => findings.extend(database(&path)),
         Ok(_) => {
             let what = format!("{} is no regular file", path.display());
             findings.push(Finding::broken("database", what, "move it away; the daemon makes a new one"));
@@ -33,11 +38,14 @@ pub(super) fn examine(settings: &StoreSettings) -> Vec<Finding> {
     findings
 }
 
-fn database(path: &Path) -> Finding {
+fn database(path: &Path) -> Vec<Finding> {
     let shown = path.display();
-    match check(path) {
-        Ok(None) => Finding::sound("database", format!("{shown} is whole")),
-        Ok(Some(finding)) => finding,
+    vec![match look(path) {
+        Ok(Looked::Sound { rejected }) => {
+            let sound = Finding::sound("database", format!("{shown} is whole"));
+            return std::iter::once(sound).chain(decision(rejected)).collect();
+        }
+        Ok(Looked::Not(finding)) => finding,
         Err(error) => match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => damaged(path, &error.to_string()),
             Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
@@ -46,7 +54,17 @@ fn database(path: &Path) -> Finding {
             }
             _ => Finding::broken("database", format!("{shown} cannot be read: {error}"), "look at the disk (dmesg)"),
         },
-    }
+    }]
+}
+
+/// What is said of rejected messages that stand in the store.
+pub(super) fn decision(rejected: u64) -> Option<Finding> {
+    (rejected > 0).then(|| {
+        let what = format!("{rejected} rejected messages stand in the store: they are not at the server, and retention leaves them");
+        let mend = "decide: chat-historyd rejected list tells why, rejected retry sends them again (once the device is registered, \
+                    say), rejected drop deletes them";
+        Finding::advice("rejected", what, mend)
+    })
 }
 
 fn damaged(path: &Path, how: &str) -> Finding {
@@ -54,29 +72,67 @@ fn damaged(path: &Path, how: &str) -> Finding {
     Finding::broken("database", format!("{} is damaged: {how}", path.display()), mend)
 }
 
-fn check(path: &Path) -> rusqlite::Result<Option<Finding>> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let connection = Connection::open_with_flags(path, flags)?;
+enum Looked {
+    Sound { rejected: u64 },
+    Not(Finding),
+}
+
+/// Looks into the database without a trace. Where the shared index of its log is missing, or nobody keeps it, the file is
+/// read alone: what stands in the log is checked by the daemon at its next start.
+fn look(path: &Path) -> rusqlite::Result<Looked> {
+    let mut index = path.as_os_str().to_owned();
+    index.push("-shm");
+    if Path::new(&index).exists() {
+        match check(path, "readonly_shm=1") {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {}
+            looked => return looked,
+        }
+    }
+    check(path, "immutable=1")
+}
+
+/// A path as SQLite's URI takes it.
+fn uri(path: &Path, how: &str) -> String {
+    let mut uri = String::from("file:");
+    for &byte in path.as_os_str().as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {
+            uri.push(char::from(byte));
+        } else {
+            let _ = write!(uri, "%{byte:02x}");
+        }
+    }
+    format!("{uri}?{how}")
+}
+
+fn check(path: &Path, how: &str) -> rusqlite::Result<Looked> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(uri(path, how), flags)?;
     connection.busy_timeout(PATIENCE)?;
     let number = |name: &str| connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
     let shown = path.display();
     if application != i64::from(APPLICATION_ID) {
         // A database that was just created holds nothing yet.
-        return Ok((application != 0).then(|| {
-            Finding::broken("database", format!("{shown} belongs to another program"), "set store.directory to another place")
-        }));
+        if application == 0 {
+            return Ok(Looked::Sound { rejected: 0 });
+        }
+        let what = format!("{shown} belongs to another program");
+        return Ok(Looked::Not(Finding::broken("database", what, "set store.directory to another place")));
     }
     if version > i64::from(VERSION) {
         let what = format!("{shown} was made by a newer chat-historyd (schema {version}; this one knows {VERSION})");
-        return Ok(Some(Finding::broken(
-            "database",
-            what,
-            "install that version again, or set store.directory to another place",
-        )));
+        let mend = "install that version again, or set store.directory to another place";
+        return Ok(Looked::Not(Finding::broken("database", what, mend)));
     }
     let answer: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    Ok((answer != "ok").then(|| damaged(path, &answer)))
+    if answer != "ok" {
+        return Ok(Looked::Not(damaged(path, &answer)));
+    }
+    let rejected: i64 = connection.query_row("SELECT count(*) FROM rejected", [], |row| row.get(0)).unwrap_or(0);
+    Ok(Looked::Sound { rejected: rejected.unsigned_abs() })
 }
 
 fn set_aside(directory: &Path) -> Option<Finding> {
@@ -85,4 +141,14 @@ fn set_aside(directory: &Path) -> Option<Finding> {
         let what = format!("{} holds {count} files of damaged databases that were salvaged", directory.display());
         Finding::advice("database", what, "look at the disk; delete them when nobody wants to look into them any more")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_path_steers_the_uri() {
+        assert_eq!(uri(Path::new("/a b/?mode=rwc#%"), "immutable=1"), "file:/a%20b/%3fmode%3drwc%23%25?immutable=1");
+    }
 }

@@ -2,13 +2,16 @@
 //! place of the status.
 //!
 //! Promises: only this daemon's own user and root may change anything; a request is done or it is not, and a client
-//! whose line came too late gets the status, by which it knows that nothing was done.
+//! whose line came too late gets the status, by which it knows that nothing was done. At most `AT_ONCE` changes are under
+//! way or waited for: whoever asks for the status has a room of his own and never stands behind them.
 //! Refuses: longer lines than [`REQUEST_BYTES`], and slow clients.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::history::change::{Answer, Changes, REQUEST_BYTES, Request};
@@ -17,25 +20,67 @@ use crate::history::change::{Answer, Changes, REQUEST_BYTES, Request};
 const GRACE: Duration = Duration::from_millis(25);
 /// How long it may take to send the whole line, and to read the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Changes at once.
+const AT_ONCE: usize = 8;
 
-/// Answers a request, if the client makes one. `false`: it wants the status.
-pub async fn attend(stream: &mut UnixStream, changes: &Changes) -> bool {
+/// Where changes are asked for. Clones share the room.
+#[derive(Clone)]
+pub struct Desk {
+    changes: Changes,
+    room: Arc<Semaphore>,
+}
+
+/// Somebody who may ask for a change, and what came of it so far.
+pub struct Change {
+    stream: UnixStream,
+    first: [u8; 1],
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The beginning of a request, if the client makes one. `None`: it wants the status.
+pub async fn first_byte(stream: &mut UnixStream) -> Option<[u8; 1]> {
     let mut first = [0_u8; 1];
-    let Ok(Ok(1)) = timeout(GRACE, stream.read(&mut first)).await else { return false };
-    let answer = match timeout(PATIENCE, request(stream, first)).await {
-        _ if !may_change(stream) => Answer::refused("only the daemon's own user and root may change the history (sudo?)"),
-        Ok(Ok(request)) => changes.run(request).await,
-        Ok(Err(problem)) => Answer::refused(problem),
-        Err(_) => Answer::refused("the request did not come in time"),
-    };
-    let mut text = serde_json::to_vec(&answer).unwrap_or_default();
+    matches!(timeout(GRACE, stream.read(&mut first)).await, Ok(Ok(1))).then_some(first)
+}
+
+impl Desk {
+    /// A desk for these changes.
+    #[must_use]
+    pub fn new(changes: Changes) -> Self {
+        Self { changes, room: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Lets a client in. Who may not is told so after its line, within the time the caller has; who finds no room finds
+    /// the door shut, and comes again.
+    pub async fn admit(&self, mut stream: UnixStream, first: [u8; 1]) -> Option<Change> {
+        if may_change(&stream) {
+            let permit = Arc::clone(&self.room).try_acquire_owned().ok()?;
+            return Some(Change { stream, first, _permit: permit });
+        }
+        let _ = request(&mut stream, first).await;
+        let refusal = Answer::refused("only the daemon's own user and root may change the history (sudo?)");
+        answer(&mut stream, &refusal).await;
+        None
+    }
+
+    /// Does what is asked, and answers.
+    pub async fn serve(&self, change: Change) {
+        let Change { mut stream, first, _permit } = change;
+        let done = match timeout(PATIENCE, request(&mut stream, first)).await {
+            Ok(Ok(request)) => self.changes.run(request).await,
+            Ok(Err(problem)) => Answer::refused(problem),
+            Err(_) => Answer::refused("the request did not come in time"),
+        };
+        let _ = timeout(PATIENCE, answer(&mut stream, &done)).await;
+    }
+}
+
+async fn answer(stream: &mut UnixStream, answer: &Answer) {
+    let mut text = serde_json::to_vec(answer).unwrap_or_default();
     text.push(b'\n');
-    let _ = timeout(PATIENCE, async {
-        stream.write_all(&text).await?;
-        stream.shutdown().await
-    })
-    .await;
-    true
+    if stream.write_all(&text).await.is_ok() {
+        let _ = stream.shutdown().await;
+    }
 }
 
 fn may_change(stream: &UnixStream) -> bool {

@@ -1,7 +1,8 @@
 //! The HTTP face, off unless `status.http_listen` is set: `/metrics`, `/healthz` and `/readyz`.
 //!
-//! Promises: it only reads; at most `AT_ONCE` connections, each for one request and at most `PATIENCE`; nothing of a
-//! request's body is read. Refuses: other methods than GET and HEAD, other paths, and to hold up anything else.
+//! Promises: it only reads; at most `AT_ONCE` connections, each for one request, at most `HEAD_PATIENCE` until it is there and
+//! `PATIENCE` in all; nothing of a request's body is read. Refuses: other methods than GET and HEAD, other paths, and to hold
+//! up anything else.
 //! `/healthz` asks whether the core tasks go round: what a supervisor restarts for. `/readyz` asks whether messages are
 //! taken in durably; a closed gate is told, yet no reason to send producers away, for nothing is lost meanwhile.
 
@@ -21,12 +22,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::logging::escape_controls;
 use super::prometheus;
 use super::status::Overview;
 use crate::intake::Intake;
+use crate::upload::UploadStatus;
 
-/// Connections served at once; more are closed at once.
-const AT_ONCE: usize = 16;
+/// Connections served at once; more are told so and closed.
+const AT_ONCE: usize = 32;
+
+/// Time until a request is there: who says nothing keeps the place of somebody who would.
+const HEAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Time a connection gets in all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,6 +44,10 @@ const ROUND: Duration = Duration::from_secs(5);
 const HEAD_BYTES: usize = 16 * 1024;
 
 const TEXT: &str = "text/plain; charset=utf-8";
+
+/// To whoever comes when all places are taken.
+const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n\
+    content-length: 25\r\nretry-after: 2\r\nconnection: close\r\n\r\ntoo many ask: come again\n";
 
 /// What is asked.
 #[derive(Clone)]
@@ -73,7 +83,10 @@ pub async fn serve(listener: TcpListener, face: Face) {
             tokio::time::sleep(Duration::from_millis(500)).await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            let _ = stream.try_write(NO_ROOM);
+            continue;
+        };
         let face = face.clone();
         tokio::spawn(async move {
             let _ = timeout(PATIENCE, converse(stream, &face)).await;
@@ -86,7 +99,7 @@ async fn converse(stream: TcpStream, face: &Face) -> Result<(), hyper::Error> {
     let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request, face).await) });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(HEAD_PATIENCE)
         .max_buf_size(HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service)
@@ -104,8 +117,8 @@ async fn answer(request: &Request<Incoming>, face: &Face) -> Response<Full<Bytes
             let status = face.overview.json().await;
             text(StatusCode::OK, prometheus::CONTENT_TYPE, prometheus::render(&status))
         }
-        "/healthz" => judged(face.ailments().await, Vec::new()),
-        "/readyz" => judged(face.obstacles().await, face.remarks().await),
+        "/healthz" => judged(&face.ailments().await, &[]),
+        "/readyz" => judged(&face.obstacles().await, &face.remarks().await),
         "/" => text(StatusCode::OK, TEXT, "chat-historyd: /metrics /healthz /readyz\n".to_owned()),
         _ => text(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /healthz and /readyz\n".to_owned()),
     }
@@ -120,10 +133,12 @@ impl Face {
             timeout(ROUND, deliveries.heartbeat()),
             timeout(ROUND, self.intake.heartbeat()),
         );
+        // On the way out, tasks end one by one: that is no ailment.
+        let leaving = self.overview.stopping.is_cancelled();
         let well = [
             ("the store's writer", store == Ok(true)),
-            ("the uploader", uploader == Ok(Ok(()))),
-            ("the accept loop", intake.is_ok_and(|round| round.is_ok())),
+            ("the uploader", uploader.is_ok_and(|round| round.is_ok() || leaving)),
+            ("the accept loop", leaving || intake.is_ok_and(|round| round.is_ok())),
         ];
         well.iter().filter(|(_, well)| !well).map(|(what, _)| format!("{what} makes no progress")).collect()
     }
@@ -131,33 +146,44 @@ impl Face {
     /// Why messages are not taken in durably.
     async fn obstacles(&self) -> Vec<String> {
         let mut obstacles = self.ailments().await;
+        if self.overview.stopping.is_cancelled() {
+            obstacles.push("the daemon is stopping".to_owned());
+        }
         let health = self.overview.store.health();
         if let Some(failing) = health.failing {
-            obstacles.push(format!("the store cannot be written for {} s: {}", failing.since.elapsed().as_secs(), failing.what));
+            obstacles.push(format!(
+                "the store has not been writable for {} s: {} (messages are kept in memory, without ack)",
+                failing.since.elapsed().as_secs(),
+                failing.what
+            ));
         }
         if health.full {
-            obstacles.push("the store is full (store.max_bytes)".to_owned());
+            obstacles.push("the store is full of undelivered messages: new ones are refused (store.max_bytes)".to_owned());
         }
         obstacles
     }
 
     /// What an operator wants to know although messages are taken in.
     async fn remarks(&self) -> Vec<String> {
-        let upload = self.overview.deliveries.status().await.unwrap_or_default();
-        match upload.closed {
-            Some((kind, reason, _)) => vec![format!("the gate is closed, messages wait: {kind}: {reason}")],
-            None if !upload.configured => vec!["no manager_api.url is set: history is only kept here".to_owned()],
-            None => Vec::new(),
+        match self.overview.upload().await {
+            Some(UploadStatus { closed: Some((kind, reason, _)), .. }) => {
+                vec![format!("the gate is closed, messages wait: {kind}: {reason}")]
+            }
+            Some(UploadStatus { configured: false, .. }) => {
+                vec!["no manager_api.url is set: history is only kept here".to_owned()]
+            }
+            // An uploader that does not answer stands among the obstacles.
+            _ => Vec::new(),
         }
     }
 }
 
 /// 200 `ok` without obstacles, 503 with them; both with what there is to say, a line each.
-fn judged(obstacles: Vec<String>, remarks: Vec<String>) -> Response<Full<Bytes>> {
+fn judged(obstacles: &[String], remarks: &[String]) -> Response<Full<Bytes>> {
     let (status, word) = if obstacles.is_empty() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ok") };
     let mut lines = vec![word.to_owned()];
-    lines.extend(obstacles);
-    lines.extend(remarks);
+    // A line each, whatever stands in a path.
+    lines.extend(obstacles.iter().chain(remarks).map(|line| escape_controls(line).into_owned()));
     text(status, TEXT, lines.join("\n") + "\n")
 }
 

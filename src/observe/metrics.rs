@@ -237,6 +237,8 @@ metrics! {
     pub request_duration_seconds: Histogram<Seconds>,
     /// Length of conversations in messages, taken each time a session ends.
     pub conversation_messages: Histogram<Messages>,
+    /// 1 when the configuration of the last reload (or of the start) is in use, 0 when it was refused and an older one is.
+    pub config_last_reload_successful: Gauge,
     /// Times the gate closed.
     pub gate_closings: Counter,
     /// Backups written.

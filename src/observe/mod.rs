@@ -1,13 +1,14 @@
 //! Looks on: metrics, the status socket, the HTTP face, logging. Nothing in the flow waits for anything here.
 
+pub mod control;
 pub mod conversation;
 pub mod http;
-
-pub mod control;
 pub mod logging;
 pub mod metrics;
+mod process;
 pub mod prometheus;
 pub mod rates;
+pub mod sampled;
 pub mod status;
 pub mod throttle;
 

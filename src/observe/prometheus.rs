@@ -8,16 +8,20 @@ use std::fmt::Write;
 use serde_json::Value as Json;
 
 use super::metrics::{Kind, Metrics};
+use crate::store::RejectReason;
 
 /// The content type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// A gauge outside the list of metrics: its name, where the status has it, what it means.
+/// A figure outside the list of metrics: its name, where the status has it, what it means. A counter by its name.
 struct Reading {
     name: &'static str,
     place: &'static str,
     help: &'static str,
 }
+
+/// Why a gate can be closed: each is told, so that an alert need not wait for the first time.
+const GATE_KINDS: [&str; 3] = ["operator", "outage", "profile_unknown"];
 
 const READINGS: &[Reading] = &[
     reading("start_time_seconds", "/start_time_seconds", "When the daemon started, in seconds since 1970."),
@@ -26,17 +30,28 @@ const READINGS: &[Reading] = &[
         "/upload/oldest_pending_seconds",
         "Age of the oldest undelivered message; 0 when there is none.",
     ),
+    reading(
+        "oldest_sendable_seconds",
+        "/upload/oldest_sendable_seconds",
+        "As chat_historyd_oldest_pending_seconds, without the messages of devices that the server does not know.",
+    ),
     reading("sending", "/upload/sending", "Sessions that are being sent now."),
     reading("sessions_pending", "/upload/sessions_pending", "Sessions with undelivered messages."),
     reading("sessions_backing_off", "/upload/backing_off", "Sessions that wait after a failed report."),
     reading("devices_waiting", "/upload/devices_waiting", "Devices that the server does not know."),
     reading("poison_strikes", "/upload/strikes", "The most strikes against one message."),
-    reading("gate_open", "/gate/open", "1 when reports are sent, 0 when they wait."),
+    reading("gate_open", "/gate/open", "1 when reports are sent, 0 when they wait or no URL is set."),
     reading("store_failing", "/store/failing", "1 while the store cannot be written."),
     reading("store_full", "/store/full", "1 while nothing is taken in because store.max_bytes is reached."),
     reading("store_used_bytes", "/store/used_bytes", "Size of the store: used pages and WAL."),
     reading("store_max_bytes", "/store/max_bytes", "store.max_bytes."),
     reading("disk_free_bytes", "/store/disk_free_bytes", "Free bytes of the store's file system, for the daemon's user."),
+    reading("disk_size_bytes", "/store/disk_size_bytes", "Size of the store's file system."),
+    reading("shelf_max_bytes", "/store/shelf_max_bytes", "store.shelf_bytes."),
+    reading("open_fds", "/process/open_fds", "Open file descriptors."),
+    reading("max_fds", "/process/max_fds", "File descriptors that may be open."),
+    reading("resident_memory_bytes", "/process/resident_memory_bytes", "Resident memory."),
+    reading("cpu_seconds_total", "/process/cpu_seconds", "Processor time used, in seconds."),
     reading("shelf_messages", "/store/shelf_messages", "Messages in memory because the store cannot be written."),
 ];
 
@@ -54,9 +69,29 @@ pub fn render(status: &Json) -> String {
         line(&mut text, "build_info", Some(("version", version)), "1");
     }
     for Reading { name, place, help } in READINGS {
-        if let Some(number) = status.pointer(place) {
-            head(&mut text, name, help, "gauge");
+        if let Some(number) = status.pointer(place).filter(|number| is_told(name, number)) {
+            head(&mut text, name, help, if name.ends_with("_total") { "counter" } else { "gauge" });
             line(&mut text, name, None, &number_of(number));
+        }
+    }
+    if let Some(gate) = status.get("gate") {
+        head(&mut text, "gate_closed", "1 while messages wait at the closed gate, by why it is closed.", "gauge");
+        for kind in GATE_KINDS {
+            let closed =
+                gate.get("state").is_some_and(|state| state == "closed") && gate.get("kind").is_some_and(|why| why == kind);
+            line(&mut text, "gate_closed", Some(("kind", kind)), &u8::from(closed).to_string());
+        }
+    }
+    if let Some(reasons) = status.pointer("/store/rejected").and_then(Json::as_object) {
+        let help = "Rejected messages that stand in the store, by reason; they leave when a person says so.";
+        head(&mut text, "store_rejected_messages", help, "gauge");
+        for reason in RejectReason::ALL.iter().map(|reason| reason.as_str()) {
+            line(
+                &mut text,
+                "store_rejected_messages",
+                Some(("reason", reason)),
+                &reasons.get(reason).map_or("0".to_owned(), number_of),
+            );
         }
     }
     for entry in Metrics::catalogue() {
@@ -100,6 +135,11 @@ fn histogram(text: &mut String, name: &str, value: &Json) {
             line(text, &format!("{name}_{part}"), None, &number_of(number));
         }
     }
+}
+
+/// What nobody could tell is left out: a 0 would be a figure. Some are null when all is well.
+fn is_told(name: &str, figure: &Json) -> bool {
+    !figure.is_null() || matches!(name, "oldest_pending_seconds" | "oldest_sendable_seconds" | "store_failing")
 }
 
 /// What is not a number counts as whether it is there.

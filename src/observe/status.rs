@@ -1,11 +1,11 @@
 //! The status socket: whoever connects gets one JSON object and the end of the stream; who sends a request first gets
 //! its answer (`control`).
 //!
-//! Promises: at most `AT_ONCE` clients, each for at most `PATIENCE`; a client that does not read delays nobody.
+//! Promises: at most `AT_ONCE` clients, each for at most `PATIENCE` in all; a client that does not read delays nobody, and
+//! neither does an uploader or a disk that does not answer: what they would tell is left out.
 //! Lists the `LISTED` sessions with the latest events. Refuses: to show the secret, a whole MAC address (but for a session id that
 //! carries it) or anything that was said.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,13 +14,16 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
+use super::logging::escape_controls;
 use super::metrics::Value;
 use super::rates::{self, Rates, Sample};
-use super::{Conversation, Metrics, control};
-use crate::clock::wall_clock;
-use crate::config::Settings;
+use super::sampled::Sampled;
+use super::{Conversation, Metrics, control, process};
+use crate::config::{Settings, StoreSettings};
 use crate::history::change::Changes;
+use crate::protocol::UnixMillis;
 use crate::session::Registry;
 use crate::store::{Store, StoreHealth};
 use crate::upload::{Deliveries, UploadStatus};
@@ -31,8 +34,11 @@ pub const VERSION: u32 = 1;
 /// Clients served at once; more are closed at once.
 const AT_ONCE: usize = 16;
 
-/// Time a client gets to read.
+/// Time a client gets in all.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Time the uploader gets to tell how it is.
+const UPLOADER_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Sessions listed at most, those with the latest events.
 const LISTED: usize = 100;
@@ -52,8 +58,14 @@ pub struct Overview {
     pub settings: watch::Receiver<Arc<Settings>>,
     /// How much happens.
     pub rates: Arc<Mutex<Rates>>,
+    /// What the disk tells.
+    pub sampled: Sampled,
     /// When the daemon started.
     pub started: Instant,
+    /// The wall clock of that: told as it was then, for a figure that moves looks like a restart.
+    pub started_at: UnixMillis,
+    /// The daemon is on its way out.
+    pub stopping: CancellationToken,
 }
 
 impl Overview {
@@ -67,24 +79,26 @@ impl Overview {
         }
     }
 
+    /// How the uploader is; `None` when it does not answer.
+    pub async fn upload(&self) -> Option<UploadStatus> {
+        timeout(UPLOADER_PATIENCE, self.deliveries.status()).await.ok().flatten()
+    }
+
     /// The status object.
     pub async fn json(&self) -> Json {
-        let upload = self.deliveries.status().await.unwrap_or_default();
+        let upload = self.upload().await;
         let settings = self.settings.borrow().clone();
-        let directory = settings.store.directory.clone();
-        // A file system that hangs must not hang the runtime.
-        let disk_free = tokio::task::spawn_blocking(move || free_bytes(&directory)).await.ok().flatten();
         let metrics: Map<String, Json> =
             self.metrics.values().into_iter().map(|(name, value)| (name.to_owned(), measured(value))).collect();
-        let uptime = self.started.elapsed();
         json!({
             "v": VERSION,
             "daemon": concat!("chat-historyd/", env!("CARGO_PKG_VERSION")),
             "pid": std::process::id(),
-            "uptime_seconds": uptime.as_secs(),
-            "start_time_seconds": wall_clock().0 / 1000 - i64::try_from(uptime.as_secs()).unwrap_or_default(),
-            "gate": gate(&upload),
-            "upload": {
+            "state": if self.stopping.is_cancelled() { "stopping" } else { "serving" },
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "start_time_seconds": self.started_at.0 / 1000,
+            "gate": gate(upload.as_ref()),
+            "upload": upload.map(|upload| json!({
                 "time_unit": upload.time_unit,
                 "sending": upload.sending,
                 "sessions_pending": upload.sessions_pending,
@@ -92,8 +106,10 @@ impl Overview {
                 "devices_waiting": upload.devices_waiting,
                 "strikes": upload.strikes,
                 "oldest_pending_seconds": upload.oldest.map(|since| since.elapsed().as_secs()),
-            },
-            "store": store(&self.store.health(), settings.store.max_bytes, disk_free),
+                "oldest_sendable_seconds": upload.oldest_sendable.map(|since| since.elapsed().as_secs()),
+            })),
+            "store": store(&self.store.health(), &settings.store, &self.sampled),
+            "process": process::figures(),
             "rates": self.rates(),
             "sessions_open": self.metrics.sessions_open.get(),
             "sessions": sessions(self.registry.conversations()),
@@ -118,33 +134,40 @@ impl Overview {
         })
     }
 
-    /// One line for people: the `STATUS=` of `systemctl status`.
+    /// One line for people: the `STATUS=` of `systemctl status`. What is wrong comes first.
     pub async fn line(&self) -> String {
-        let upload = self.deliveries.status().await.unwrap_or_default();
-        let gate = match &upload.closed {
-            Some((kind, reason, _)) => format!("gate closed ({kind}: {reason})"),
-            None if !upload.configured => "no manager_api.url: history is only kept here".to_owned(),
-            None => "delivering".to_owned(),
-        };
+        let mut words = Vec::new();
+        let health = self.store.health();
+        if let Some(failing) = &health.failing {
+            words.push(format!("the store cannot be written ({})", failing.what));
+        }
+        if health.full {
+            words.push("the store is full: nothing is taken in".to_owned());
+        }
+        let upload = self.upload().await;
+        words.push(match &upload {
+            None => "the uploader does not answer".to_owned(),
+            Some(UploadStatus { closed: Some((kind, reason, _)), .. }) => format!("gate closed ({kind}: {reason})"),
+            Some(UploadStatus { configured: false, .. }) => "no manager_api.url: history is only kept here".to_owned(),
+            Some(_) => "delivering".to_owned(),
+        });
         let metrics = &self.metrics;
-        format!(
-            "{gate}; {} sessions, {} pending, {} delivered, {} rejected",
+        let oldest = upload.and_then(|upload| upload.oldest).map(|since| since.elapsed().as_secs()).filter(|age| *age >= 60);
+        let oldest = oldest.map_or_else(String::new, |age| format!(" (oldest {} min)", age / 60));
+        words.push(format!(
+            "{} sessions, {} pending{oldest}, {} delivered, {} rejected",
             metrics.sessions_open.get(),
             metrics.pending.get(),
             metrics.delivered.get(),
             metrics.rejected.sum()
-        )
+        ));
+        // A line break would begin another assignment of the notification.
+        escape_controls(&words.join("; ")).into_owned()
     }
 }
 
 fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
-}
-
-/// The free bytes of a file system for our user.
-fn free_bytes(directory: &Path) -> Option<u64> {
-    let statistics = nix::sys::statvfs::statvfs(directory).ok()?;
-    Some(statistics.blocks_available() * statistics.fragment_size())
 }
 
 fn measured(value: Value) -> Json {
@@ -158,18 +181,22 @@ fn measured(value: Value) -> Json {
     }
 }
 
-fn store(health: &StoreHealth, max_bytes: u64, disk_free: Option<u64>) -> Json {
+fn store(health: &StoreHealth, settings: &StoreSettings, sampled: &Sampled) -> Json {
+    let disk = sampled.disk();
     json!({
         "failing": health.failing.as_ref().map(|failing| json!({
             "what": failing.what,
             "since_seconds": failing.since.elapsed().as_secs(),
         })),
-                "full": health.full,
-                "used_bytes": health.used_bytes,
-        "max_bytes": max_bytes,
-        "disk_free_bytes": disk_free,
+        "full": health.full,
+        "used_bytes": health.used_bytes,
+        "max_bytes": settings.max_bytes,
+        "disk_free_bytes": disk.map(|disk| disk.free_bytes),
+        "disk_size_bytes": disk.map(|disk| disk.size_bytes),
         "shelf_bytes": health.shelf_bytes,
+        "shelf_max_bytes": settings.shelf_bytes,
         "shelf_messages": health.shelf_messages,
+        "rejected": sampled.rejected(),
     })
 }
 
@@ -190,7 +217,10 @@ fn sessions(mut conversations: Vec<Arc<Conversation>>) -> Json {
     listed.collect()
 }
 
-fn gate(upload: &UploadStatus) -> Json {
+fn gate(upload: Option<&UploadStatus>) -> Json {
+    let Some(upload) = upload else {
+        return json!({ "state": "unknown", "open": false, "reason": "the uploader does not answer" });
+    };
     match &upload.closed {
         Some((kind, reason, since)) => {
             json!({ "state": "closed", "open": false, "kind": kind, "reason": reason, "since_seconds": since.elapsed().as_secs() })
@@ -203,27 +233,35 @@ fn gate(upload: &UploadStatus) -> Json {
 /// Serves the status until the task is dropped.
 pub async fn serve(listener: UnixListener, overview: Overview, changes: Changes) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
+    let control = control::Desk::new(changes);
     loop {
-        let Ok((mut stream, _)) = listener.accept().await else {
+        let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors: the next try may have better luck, a spin would not.
             tokio::time::sleep(PATIENCE).await;
             continue;
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
-        let (overview, changes) = (overview.clone(), changes.clone());
+        let (overview, control) = (overview.clone(), control.clone());
         tokio::spawn(async move {
-            if control::attend(&mut stream, &changes).await {
-                return;
-            }
-            let _ = timeout(PATIENCE, answer(stream, &overview)).await;
+            let asked = timeout(PATIENCE, attend(stream, &overview, &control)).await;
+            // A change may take its time, and has a room of its own for it.
             drop(permit);
+            if let Ok(Some(change)) = asked {
+                control.serve(change).await;
+            }
         });
     }
 }
 
-async fn answer(mut stream: UnixStream, overview: &Overview) -> std::io::Result<()> {
+/// Gives the status; or answers with whoever asks for a change.
+async fn attend(mut stream: UnixStream, overview: &Overview, control: &control::Desk) -> Option<control::Change> {
+    if let Some(first) = control::first_byte(&mut stream).await {
+        return control.admit(stream, first).await;
+    }
     let mut text = overview.json().await.to_string();
     text.push('\n');
-    stream.write_all(text.as_bytes()).await?;
-    stream.shutdown().await
+    if stream.write_all(text.as_bytes()).await.is_ok() {
+        let _ = stream.shutdown().await;
+    }
+    None
 }

@@ -16,19 +16,21 @@ pub(super) fn describe(status: &Value) -> String {
     let mut row = |name: &str, what: String| {
         let _ = writeln!(text, "{name:<10} {}", escape_controls(&what));
     };
-    row(at.text("/daemon"), format!("up {}, pid {}", span(at.number("/uptime_seconds")), at.number("/pid")));
+    let leaving = if at.text("/state") == "stopping" { ", stopping" } else { "" };
+    row(at.text("/daemon"), format!("up {}, pid {}{leaving}", span(at.number("/uptime_seconds")), at.number("/pid")));
     row("gate", gate(&at));
     row("store", store(&at));
+    row("disk", format!("{} of {} free", at.size("/store/disk_free_bytes"), at.size("/store/disk_size_bytes")));
     row(
-        "sessions",
+        "shelf",
         format!(
-            "{} open, {} with undelivered messages, {} backing off, {} devices unknown to the server",
-            at.number("/sessions_open"),
-            at.number("/upload/sessions_pending"),
-            at.number("/upload/backing_off"),
-            at.number("/upload/devices_waiting")
+            "{} messages, {} of {}, in memory while the store cannot be written",
+            at.number("/store/shelf_messages"),
+            at.size("/store/shelf_bytes"),
+            at.size("/store/shelf_max_bytes")
         ),
     );
+    row("sessions", what_is_open(&at));
     let oldest = match status.pointer("/upload/oldest_pending_seconds").and_then(Value::as_u64) {
         Some(age) => format!(" (oldest {})", span(age)),
         None => String::new(),
@@ -45,7 +47,13 @@ pub(super) fn describe(status: &Value) -> String {
             at.sum("/metrics/skipped")
         ),
     );
+    let kept = at.sum("/store/rejected");
+    if kept > 0 {
+        let reasons = at.labels("/store/rejected");
+        row("rejected", format!("{kept} in the store{reasons}; they stay until somebody decides: chat-historyd rejected list"));
+    }
     row("reports", reports(&at));
+    row("rates", rates(&at));
     row(
         "producers",
         format!(
@@ -71,6 +79,7 @@ fn gate(at: &Place<'_>) -> String {
             )
         }
         "open" => "open".to_owned(),
+        "unknown" => format!("unknown: {}", at.text("/gate/reason")),
         _ => "no manager_api.url is set: history is only kept here".to_owned(),
     }
 }
@@ -83,26 +92,37 @@ fn store(at: &Place<'_>) -> String {
         "" => "sound".to_owned(),
         what => format!("failing for {}: {what}", span(at.number("/store/failing/since_seconds"))),
     };
-    let free = at.0.pointer("/store/disk_free_bytes").and_then(Value::as_u64);
+    format!("{health}, {} of {}", at.size("/store/used_bytes"), at.size("/store/max_bytes"))
+}
+
+fn what_is_open(at: &Place<'_>) -> String {
+    let open = format!("{} open", at.number("/sessions_open"));
+    if at.text("/gate/state") == "no_url" {
+        return open;
+    }
     format!(
-        "{health}, {} of {}, {} free on disk, {} messages on the shelf ({})",
-        bytes(at.number("/store/used_bytes")),
-        bytes(at.number("/store/max_bytes")),
-        free.map_or_else(|| "?".to_owned(), bytes),
-        at.number("/store/shelf_messages"),
-        bytes(at.number("/store/shelf_bytes"))
+        "{open}, {} with undelivered messages, {} backing off, {} unknown devices",
+        at.number("/upload/sessions_pending"),
+        at.number("/upload/backing_off"),
+        at.number("/upload/devices_waiting")
     )
 }
 
 fn reports(at: &Place<'_>) -> String {
-    let share = at.0.pointer("/rates/success_ratio").and_then(Value::as_f64);
-    let success = share.map_or_else(|| "none sent".to_owned(), |share| format!("{:.1} % accepted", share * 100.0));
     format!(
-        "{} sent{}, {} repeated, {} ambiguous; in the last {}: {success}, {} a minute sent, {} failed, {} messages delivered",
+        "{} sent{}, {} repeated, {} ambiguous",
         at.sum("/metrics/attempts"),
         at.labels("/metrics/attempts"),
         at.number("/metrics/retries"),
-        at.number("/metrics/ambiguous"),
+        at.number("/metrics/ambiguous")
+    )
+}
+
+fn rates(at: &Place<'_>) -> String {
+    let share = at.0.pointer("/rates/success_ratio").and_then(Value::as_f64);
+    let success = share.map_or_else(|| "no report sent".to_owned(), |share| format!("{:.1} % accepted", share * 100.0));
+    format!(
+        "in the last {}: {success}; a minute: {} reports, {} failures, {} delivered",
         span(at.number("/rates/window_seconds")),
         at.rate("/rates/reports_per_minute"),
         at.rate("/rates/failures_per_minute"),
@@ -144,6 +164,11 @@ impl<'a> Place<'a> {
 
     fn rate(&self, pointer: &str) -> String {
         format!("{:.1}", self.0.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0))
+    }
+
+    /// A number of bytes; what nobody could tell is a question mark.
+    fn size(&self, pointer: &str) -> String {
+        self.0.pointer(pointer).and_then(Value::as_u64).map_or_else(|| "?".to_owned(), bytes)
     }
 
     fn text(&self, pointer: &str) -> &'a str {

@@ -1,11 +1,12 @@
 //! `chat-historyd status`: asks the running daemon how it is. Exit code 69 when none answers.
 
 mod describe;
+mod dial;
+mod watch;
 
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -13,15 +14,16 @@ use crate::cli::{StatusArgs, StatusFormat};
 use crate::config::{self, Sources};
 use crate::exit::Exit;
 use crate::observe::prometheus;
+pub(crate) use dial::dial;
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// The pause before a daemon whose places were all taken is asked again.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// The longest status that is read.
 const MAX_STATUS_BYTES: u64 = 4 * 1024 * 1024;
-
-/// Cursor home, and everything below it gone.
-const REDRAW: &str = "\x1b[H\x1b[J";
 
 /// Prints the status of the running daemon.
 pub fn status(arguments: &StatusArgs, sources: &Sources, out: &mut impl Write) -> Exit {
@@ -30,7 +32,7 @@ pub fn status(arguments: &StatusArgs, sources: &Sources, out: &mut impl Write) -
         Err(exit) => return exit,
     };
     if let Some(pause) = arguments.watch {
-        watch(arguments.format, &path, pause, out);
+        watch::watch(arguments.format, &path, pause, out);
         return Exit::Success;
     }
     match ask(&path) {
@@ -46,32 +48,6 @@ pub fn status(arguments: &StatusArgs, sources: &Sources, out: &mut impl Write) -
     }
 }
 
-/// Until it is interrupted or the reader is gone. A daemon that is away may come back.
-fn watch(format: StatusFormat, path: &Path, pause: Duration, out: &mut impl Write) {
-    let terminal = io::stdout().is_terminal() && format == StatusFormat::Text;
-    loop {
-        let text = match (ask(path), format) {
-            // One object a line, for programs.
-            (Ok(status), StatusFormat::Json) => format!("{status}\n"),
-            (Ok(status), _) => render(&status, format),
-            (Err(failure), StatusFormat::Text) => format!("{}\n", absent(path, &failure)),
-            (Err(failure), _) => {
-                eprintln!("chat-historyd status: {}", absent(path, &failure));
-                String::new()
-            }
-        };
-        let frame = match format {
-            StatusFormat::Text if terminal => format!("{REDRAW}{text}"),
-            StatusFormat::Text | StatusFormat::Prometheus => format!("{text}\n"),
-            StatusFormat::Json => text,
-        };
-        if out.write_all(frame.as_bytes()).and_then(|()| out.flush()).is_err() {
-            return;
-        }
-        std::thread::sleep(pause);
-    }
-}
-
 fn render(status: &Value, format: StatusFormat) -> String {
     match format {
         StatusFormat::Json => format!("{status:#}\n"),
@@ -81,7 +57,20 @@ fn render(status: &Value, format: StatusFormat) -> String {
 }
 
 fn absent(path: &Path, failure: &io::Error) -> String {
-    format!("no daemon answers at {}: {failure} (is chat-historyd running?)", path.display())
+    let hint = match failure.kind() {
+        io::ErrorKind::PermissionDenied => "your user may not: use sudo, or join the socket's group",
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => "is chat-historyd running?",
+        _ => "journalctl -u chat-historyd tells more",
+    };
+    format!("no daemon answers at {}: {} ({hint})", path.display(), words(failure))
+}
+
+/// A failure in words: what the system says of a time that is up is no help.
+fn words(failure: &io::Error) -> String {
+    match failure.kind() {
+        io::ErrorKind::WouldBlock => format!("it does not answer within {} s", PATIENCE.as_secs()),
+        _ => failure.to_string(),
+    }
 }
 
 fn socket(arguments: &StatusArgs, sources: &Sources) -> Result<PathBuf, Exit> {
@@ -102,12 +91,19 @@ fn socket(arguments: &StatusArgs, sources: &Sources) -> Result<PathBuf, Exit> {
 /// # Errors
 /// When none answers, or not with a status.
 pub fn ask(path: &Path) -> io::Result<Value> {
-    let stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut text = Vec::new();
-    stream.take(MAX_STATUS_BYTES).read_to_end(&mut text)?;
-    if text.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up (too many ask at once)"));
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let mut text = Vec::new();
+        let read = dial(path, PATIENCE)?.take(MAX_STATUS_BYTES).read_to_end(&mut text);
+        if !text.is_empty() {
+            read?;
+            return serde_json::from_slice(&text).map_err(io::Error::other);
+        }
+        // All its places are taken, for half a second at most.
+        if Instant::now() >= end || read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            read?;
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hangs up without an answer (too many ask at once)"));
+        }
+        std::thread::sleep(PAUSE);
     }
-    serde_json::from_slice(&text).map_err(io::Error::other)
 }

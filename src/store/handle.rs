@@ -246,6 +246,17 @@ impl Store {
         self.shared().readers.spawn(reads::held_count).await
     }
 
+    /// The rejected messages that stand in the store, by reason: they leave only when a person says so.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn rejected_counts(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        self.shared().readers.spawn(reads::rejected_counts).await
+    }
+
     /// Notes the agent of a session whose producer named none. Returns when it is queued.
     ///
     /// # Cancel safety

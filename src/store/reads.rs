@@ -138,6 +138,13 @@ pub(super) fn held_count(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(u64::try_from(count).unwrap_or(0))
 }
 
+/// The rejected messages that are still there, by reason.
+pub(super) fn rejected_counts(connection: &Connection) -> rusqlite::Result<Vec<(String, u64)>> {
+    let mut statement = cached(connection, "SELECT reason, count(*) FROM rejected GROUP BY reason")?;
+    let counts = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())))?;
+    counts.collect()
+}
+
 /// All messages after their session's cursor, counted in the indexes.
 pub(super) fn pending_count(connection: &Connection) -> rusqlite::Result<u64> {
     let count: i64 = connection.query_row(

@@ -66,6 +66,8 @@ pub struct UploadStatus {
     pub strikes: u32,
     /// Since when the oldest pending message waits.
     pub oldest: Option<Instant>,
+    /// As `oldest`, of the messages whose device the server is not known not to know.
+    pub oldest_sendable: Option<Instant>,
 }
 
 /// A way to the uploader. Cheap to clone.

@@ -209,8 +209,12 @@ impl Uploader {
         let last = page.last().map(|session| session.handle.key);
         for BacklogSession { handle, ended, oldest } in page {
             let key = handle.key;
-            let entry = self.queue.enter(handle, Instant::now(), oldest.0);
+            // The age of what waits counts from when it was said to us, not from this start.
+            let waited = wall_clock().0.saturating_sub(oldest.0).max(0).unsigned_abs();
+            let since = Instant::now().checked_sub(Duration::from_millis(waited)).unwrap_or_else(Instant::now);
+            let entry = self.queue.enter(handle, since, oldest.0);
             entry.ended |= ended;
+            entry.since = entry.since.min(since);
             // What stood in the store at the start has waited long enough.
             entry.urgent = true;
             entry.order = entry.order.min(oldest.0);

@@ -261,7 +261,10 @@ fn a_secret_in_a_file_that_others_can_read_is_warned_of() {
 
 #[test]
 fn doubtful_settings_are_warned_of() {
-    assert_eq!(warnings(""), ["manager_api.url: is not set: the history is only kept on this machine"]);
+    assert_eq!(
+        warnings(""),
+        ["manager_api.url: is not set: the history is only kept on this machine and leaves by store.retention"]
+    );
     let text = "[socket]\nmode = '0666'\nmax_line_bytes = '16 MiB'\n[status]\nhttp_listen = '0.0.0.0:1'\n[manager_api]\nurl = 'http://h:8080/'\n";
     assert_eq!(
         warnings(text),

@@ -76,6 +76,8 @@ impl Uploader {
     }
 
     fn status(&self) -> UploadStatus {
+        let waiting = || self.queue.entries().filter(|entry| entry.handle.pending() > 0);
+        let known = |mac| !self.devices.is_waiting(mac);
         UploadStatus {
             closed: self.gate.closed().map(|(why, since)| (why.kind(), why.reason().to_owned(), Instant::from_std(since))),
             configured: self.api.is_some(),
@@ -85,7 +87,8 @@ impl Uploader {
             backing_off: self.queue.entries().filter(|entry| entry.is_backing_off()).count(),
             devices_waiting: self.devices.count(),
             strikes: self.queue.entries().map(|entry| entry.strikes.most()).max().unwrap_or(0),
-            oldest: self.queue.entries().filter(|entry| entry.handle.pending() > 0).map(|entry| entry.since).min(),
+            oldest: waiting().map(|entry| entry.since).min(),
+            oldest_sendable: waiting().filter(|entry| known(entry.handle.identity.mac)).map(|entry| entry.since).min(),
         }
     }
 }
