@@ -250,11 +250,25 @@ fn an_export_to_a_pipe_streams() {
     assert!(run(&daemon, &["history", "list"]).status.success());
 }
 
+#[cfg(not(feature = "pdf"))]
+#[test]
+fn a_binary_without_pdf_says_how_to_get_it() {
+    let daemon = daemon();
+    let said = refusal(&daemon, &["history", "export", "--format", "pdf", "-o", "out.pdf"], 64);
+    for words in ["built without PDF", "the packages have it", "--features pdf", "--format html"] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(!daemon.directory().join("out.pdf").exists());
+}
+
 /// A headless Chromium, where there is one.
 fn chromium(arguments: &[&str], home: &std::path::Path) -> Option<std::process::Output> {
     let names = ["chromium", "chromium-browser", "google-chrome"];
+    let quiet =
+        ["--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
     let standard = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=1000"];
-    names.iter().find_map(|name| Command::new(name).args(standard).args(arguments).env("HOME", home).output().ok())
+    let run = |name: &&str| Command::new(name).args(standard).args(quiet).args(arguments).env("HOME", home).output().ok();
+    names.iter().find_map(run)
 }
 
 #[test]
@@ -277,6 +291,60 @@ fn the_page_opens_and_prints_in_a_real_browser() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let printed = std::fs::read(&pdf).expect("the print");
     assert!(printed.starts_with(b"%PDF") && printed.len() > 5_000, "{} bytes", printed.len());
+    let poppler = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).current_dir(daemon.directory()).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let noto = std::path::Path::new("/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc").exists();
+    let Some(fonts) = poppler("pdffonts", &["page.pdf"]).filter(|_| noto) else {
+        return crate::support::skipped("no poppler-utils, or no Noto fonts");
+    };
+    assert!(fonts.contains("Devanagari") && fonts.contains("CJK"), "the glyphs are other fonts' boxes: {fonts}");
+    let squeezed = |text: &str| text.chars().filter(|character| !character.is_whitespace()).collect::<String>();
+    let read = squeezed(&poppler("pdftotext", &["-raw", "page.pdf", "-"]).expect("it ran before"));
+    for word in
+        ["从前有一只大象,它很喜欢吃西瓜。", "Say \"hi\", <b>bold</b> & *stars*;", "=HYPERLINK(\"http://x\",\"click\")", "हाथी"]
+    {
+        assert!(read.contains(&squeezed(word)), "{word}\n{read}");
+    }
+}
+
+#[test]
+fn the_page_runs_nothing_and_asks_nobody_in_a_real_browser() {
+    let daemon = Daemon::builder().start();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("nonblocking");
+    let leak = format!("http://{}/leak", listener.local_addr().expect("its address"));
+    let hostile = format!(
+        "</p><script>document.title='owned'</script><script src={leak}></script><img src={leak} onerror=\"document.title='owned'\">\
+         <link rel=stylesheet href={leak}><style>body{{background:url({leak})}}</style><meta http-equiv=refresh content='0;url={leak}'>"
+    );
+    let mut agent = crate::support::Agent::connect(&daemon);
+    agent.bind(MAC, "<img src=x onerror=document.title='owned'>");
+    agent.say(1, &hostile);
+    agent.end();
+    agent.flush("durable");
+    text(&daemon, &["history", "export", "--format", "html", "-o", "page.html"]);
+    let page = daemon.directory().join("page.html");
+    let open = |path: &std::path::Path| chromium(&["--dump-dom", &format!("file://{}", path.display())], daemon.directory());
+    let Some(output) = open(&page) else { return crate::support::skipped("no Chromium here") };
+    let dom = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(dom.contains("<title>Conversations</title>") && dom.contains("document.title='owned'"), "{dom}");
+    assert!(listener.accept().is_err(), "the page asked for something");
+    // The same in a page that lets it happen: the check sees it. And with the policy of ours, nothing comes of it even so.
+    let careless = daemon.directory().join("careless.html");
+    std::fs::write(&careless, format!("<!DOCTYPE html><title>careless</title><p>{hostile}")).expect("a page");
+    let output = open(&careless).expect("it ran before");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("owned</title>"), "{output:?}");
+    crate::support::soon("the careless page asks", || listener.accept().is_ok());
+    while listener.accept().is_ok() {}
+    let html = std::fs::read_to_string(&page).expect("the page");
+    let policy = html.lines().find(|line| line.contains("Content-Security-Policy")).expect("a policy");
+    let without_refresh = hostile.split("<meta").next().expect("the rest");
+    std::fs::write(&careless, format!("<!DOCTYPE html>{policy}<title>kept</title><p>{without_refresh}")).expect("a page");
+    let output = open(&careless).expect("it ran before");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("<title>kept</title>"), "{output:?}");
+    assert!(listener.accept().is_err(), "the policy let it ask");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::cli::history::ExportArgs;
 use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::history::Filter;
-use crate::history::export::{Choices, Export, Format, Spoken};
+use crate::history::export::{Choices, Export, Format, Spoken, Unavailable};
 use crate::history::name::rfc3339;
 use crate::history::output::{AtomicFile, OutputError};
 use crate::store::archive::{Page, SessionEntry};
@@ -25,29 +25,39 @@ pub(super) fn export(arguments: &ExportArgs, settings: &Settings) -> Result<(), 
     if arguments.audio && !arguments.format.carries_audio() {
         return Err(Failure::Usage("--audio goes with --format json and jsonl only".into()));
     }
+    if arguments.output.is_none() && !arguments.format.is_text() && io::stdout().is_terminal() {
+        return Err(Failure::Usage("a terminal cannot show this format: -o FILE says where it goes".into()));
+    }
     let archive = Archive::open(&settings.store.directory)?;
-    match arguments.output.as_deref() {
+    let remark = match arguments.output.as_deref() {
         None => {
             let mut out = output();
-            Run::new(arguments, &archive, !io::stdout().is_terminal())?.write(&mut out)?;
-            Ok(out.flush()?)
+            let remark = Run::new(arguments, &archive, !io::stdout().is_terminal())?.write(&mut out)?;
+            out.flush()?;
+            remark
         }
         Some(path) if is_stream(path) => {
             let failed = |source| OutputError { path: path.to_path_buf(), source };
             let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
             let mut out = BufWriter::with_capacity(1 << 16, file);
-            Run::new(arguments, &archive, true)?.write(&mut out)?;
-            Ok(out.flush().map_err(failed)?)
+            let remark = Run::new(arguments, &archive, true)?.write(&mut out)?;
+            out.flush().map_err(failed)?;
+            remark
         }
         Some(path) => {
             let mut file = AtomicFile::begin(path)?;
-            Run::new(arguments, &archive, true)?.write(&mut file).map_err(|failure| match failure {
+            let remark = Run::new(arguments, &archive, true)?.write(&mut file).map_err(|failure| match failure {
                 Failure::Io(source) => Failure::Output(OutputError { path: path.to_path_buf(), source }),
                 other => other,
             })?;
-            Ok(file.commit()?)
+            file.commit()?;
+            remark
         }
+    };
+    if let Some(remark) = remark {
+        eprintln!("chat-historyd history: {remark}");
     }
+    Ok(())
 }
 
 /// A pipe or a device: there is nothing to replace.
@@ -80,12 +90,21 @@ impl<'a> Run<'a> {
             filter,
             audio: arguments.audio,
             left: arguments.limit.unwrap_or(u64::MAX),
-            export: arguments.format.export(choices, &rfc3339(now).unwrap_or_default()),
+            export: arguments.format.export(choices, &rfc3339(now).unwrap_or_default())?,
             progress: Progress::new(archive.message_count()?, may_draw),
         })
     }
 
-    fn write(mut self, out: &mut dyn Write) -> Result<(), Failure> {
+    /// Writes it all; answers what is to be known of it.
+    fn write(mut self, out: &mut dyn Write) -> Result<Option<String>, Failure> {
+        self.write_all(out).map_err(|failure| match failure {
+            Failure::Io(error) => error.downcast::<Unavailable>().map_or_else(Failure::Io, Failure::Unavailable),
+            other => other,
+        })?;
+        Ok(self.export.remark())
+    }
+
+    fn write_all(&mut self, out: &mut dyn Write) -> Result<(), Failure> {
         let query = self.filter.query(false);
         let mut page = Page::OLDEST;
         self.export.begin(out)?;

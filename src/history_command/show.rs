@@ -69,7 +69,7 @@ fn text(archive: &Archive, entry: &SessionEntry, filter: &Filter, limit: usize, 
 
 fn json(archive: &Archive, entry: &SessionEntry, filter: &Filter, limit: usize, out: &mut dyn Write) -> Result<usize, Failure> {
     let exported = rfc3339(wall_clock()).unwrap_or_default();
-    let mut export: Box<dyn Export> = Format::Json.export(Choices::default(), &exported);
+    let mut export: Box<dyn Export> = Format::Json.export(Choices::default(), &exported)?;
     export.begin(out)?;
     export.session(out, &entry.session)?;
     let shown = messages(archive, entry, filter, limit, |message| {
