@@ -169,6 +169,48 @@ fn what_cannot_be_written_is_said_and_leaves_nothing_behind() {
     assert!(said.contains("no/such/file.json") && said.contains("its directory does not exist"), "{said}");
     let said = refusal(&daemon, &["history", "export", "-o", "."], 73);
     assert!(said.contains("name a file in it"), "{said}");
+    let said = refusal(&daemon, &["history", "export", "-o", "/dev/full"], 73);
+    assert!(said.contains("cannot write /dev/full") && said.contains("free some room"), "{said}");
+}
+
+#[test]
+fn a_validator_that_is_not_ours_finds_the_schema_sound_and_every_export_valid() {
+    const SCRIPT: &str = r"
+import json, jsonschema, sys
+schema = json.load(open('schema.json'))
+validator = jsonschema.validators.validator_for(schema)
+validator.check_schema(schema)
+assert validator is jsonschema.Draft202012Validator, validator
+def part(name):
+    return validator({'$ref': '#/$defs/' + name, '$defs': schema['$defs']}, format_checker=jsonschema.FormatChecker())
+document = json.load(open('whole.json'))
+validator(schema, format_checker=jsonschema.FormatChecker()).validate(document)
+parts = {name: part(name) for name in schema['$defs']}
+for text in open('lines.jsonl', encoding='utf-8'):
+    line = json.loads(text)
+    parts[line['kind'] if line['kind'] == 'header' else line['kind'] + '_line'].validate(line)
+document['sessions'][0]['messages'][0]['state'] = 'lost'
+assert not validator(schema).is_valid(document), 'it takes everything'
+print('valid')
+";
+    let mut daemon = daemon();
+    let mut agent = crate::support::Agent::connect(&daemon);
+    agent.bind(MAC, "open");
+    agent.line(&serde_json::json!({"type": "user_input_transcribed", "transcript": "only heard", "is_final": true}));
+    agent.line(&serde_json::json!({"type": "message", "chat_type": 2, "content": "with all", "id": "i", "metadata": {"deep": [1, null]}, "audio_base64": "AAEC"}));
+    agent.flush("durable");
+    let python = |script: &str| {
+        Command::new("/usr/bin/python3").args(["-c", script]).env("PYTHONUTF8", "1").current_dir(daemon.directory()).output()
+    };
+    if !python("import jsonschema").is_ok_and(|output| output.status.success()) {
+        return crate::support::skipped("no python3-jsonschema here");
+    }
+    std::fs::write(daemon.directory().join("schema.json"), text(&daemon, &["history", "schema"])).expect("a file");
+    text(&daemon, &["history", "export", "--audio", "-o", "whole.json"]);
+    text(&daemon, &["history", "export", "--audio", "--format", "jsonl", "-o", "lines.jsonl"]);
+    let output = python(SCRIPT).expect("it ran before");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "valid\n", "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(daemon.term(std::time::Duration::from_secs(20)).success());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::failure::Failure;
 use super::progress::Progress;
-use super::{PAGE, SESSIONS_PAGE, output};
+use super::{PAGE, SESSIONS_PAGE, filter, output, say};
 use crate::cli::history::ExportArgs;
 use crate::clock::wall_clock;
 use crate::config::Settings;
@@ -40,24 +40,29 @@ pub(super) fn export(arguments: &ExportArgs, settings: &Settings) -> Result<(), 
             let failed = |source| OutputError { path: path.to_path_buf(), source };
             let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
             let mut out = BufWriter::with_capacity(1 << 16, file);
-            let remark = Run::new(arguments, &archive, true)?.write(&mut out)?;
+            let remark = Run::new(arguments, &archive, true)?.write(&mut out).map_err(|failure| named(failure, path))?;
             out.flush().map_err(failed)?;
             remark
         }
         Some(path) => {
             let mut file = AtomicFile::begin(path)?;
-            let remark = Run::new(arguments, &archive, true)?.write(&mut file).map_err(|failure| match failure {
-                Failure::Io(source) => Failure::Output(OutputError { path: path.to_path_buf(), source }),
-                other => other,
-            })?;
+            let remark = Run::new(arguments, &archive, true)?.write(&mut file).map_err(|failure| named(failure, path))?;
             file.commit()?;
             remark
         }
     };
     if let Some(remark) = remark {
-        eprintln!("chat-historyd history: {remark}");
+        say(format_args!("chat-historyd history: {remark}\n"));
     }
     Ok(())
+}
+
+/// The failure with the name of the file that is written.
+fn named(failure: Failure, path: &Path) -> Failure {
+    match failure {
+        Failure::Io(source) => Failure::Output(OutputError { path: path.to_path_buf(), source }),
+        other => other,
+    }
 }
 
 /// A pipe or a device: there is nothing to replace.
@@ -75,6 +80,7 @@ struct Run<'a> {
     selective: bool,
     audio: bool,
     left: u64,
+    begun_any: bool,
     export: Box<dyn Export>,
     progress: Progress,
 }
@@ -82,7 +88,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(arguments: &ExportArgs, archive: &'a Archive, may_draw: bool) -> Result<Self, Failure> {
         let now = wall_clock();
-        let filter = arguments.filter.filter(now);
+        let filter = filter(archive, &arguments.filter)?;
         let choices = Choices { bom: arguments.bom, audio: arguments.audio };
         Ok(Self {
             archive,
@@ -90,6 +96,7 @@ impl<'a> Run<'a> {
             filter,
             audio: arguments.audio,
             left: arguments.limit.unwrap_or(u64::MAX),
+            begun_any: false,
             export: arguments.format.export(choices, &rfc3339(now).unwrap_or_default())?,
             progress: Progress::new(archive.message_count()?, may_draw),
         })
@@ -101,7 +108,9 @@ impl<'a> Run<'a> {
             Failure::Io(error) => error.downcast::<Unavailable>().map_or_else(Failure::Io, Failure::Unavailable),
             other => other,
         })?;
-        Ok(self.export.remark())
+        let nothing =
+            (!self.begun_any).then(|| "nothing was chosen: the export is empty (history list shows what there is)".into());
+        Ok(self.export.remark().or(nothing))
     }
 
     fn write_all(&mut self, out: &mut dyn Write) -> Result<(), Failure> {
@@ -155,6 +164,7 @@ impl<'a> Run<'a> {
     }
 
     fn begin(&mut self, out: &mut dyn Write, entry: &SessionEntry, begun: &mut bool) -> Result<(), Failure> {
+        self.begun_any = true;
         if !std::mem::replace(begun, true) {
             self.export.session(out, &entry.session)?;
         }
