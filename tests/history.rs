@@ -148,6 +148,13 @@ fn what_is_not_there_or_makes_no_sense_is_said_with_the_remedy() {
     let said = refusal(&daemon, &["history", "show", "s"], 64);
     assert!(said.contains("--mac") && said.contains(MAC) && said.contains(OTHER_MAC), "{said}");
     assert_eq!(json_of(&daemon, &["history", "show", "s", "--mac", MAC, "--format", "json"])["sessions"][0]["mac"], MAC);
+    for command in [["history", "list"].as_slice(), &["history", "export"], &["history", "search", "हाथी"]] {
+        let refused = |words: &[&str]| refusal(&daemon, &[command, words].concat(), 64);
+        assert!(refused(&["--session", "nobody"]).contains("there is no session \"nobody\""), "{command:?}");
+        assert!(refused(&["--session", "s", "--mac", "00:00:00:00:00:01"]).contains("there is no session \"s\""), "{command:?}");
+        assert!(refused(&["--from", "today", "--to", "yesterday"]).contains("--from is not before --to"), "{command:?}");
+    }
+    assert!(refusal(&daemon, &["history", "show", "s", "--mac", MAC, "--from", "1h", "--to", "2h"], 64).contains("not before"));
     assert!(refusal(&daemon, &["history", "list", "--from", "24.09.2025"], 64).contains("2025-09-24"));
     assert!(refusal(&daemon, &["history", "list", "--mac", "12"], 64).contains("is no MAC address"));
     assert!(refusal(&daemon, &["history", "export", "--bom"], 64).contains("--format csv"));
@@ -165,6 +172,44 @@ fn what_is_not_there_or_makes_no_sense_is_said_with_the_remedy() {
     let newer = rusqlite::Connection::open(newer.join("history.db")).expect("a database");
     newer.execute_batch("CREATE TABLE t (a); PRAGMA user_version = 99;").expect("a table");
     assert!(refusal(&daemon, &["history", "list"], 73).contains("has schema version 99"));
+}
+
+#[test]
+fn what_chooses_nothing_says_so() {
+    let daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    for (words, expected) in [
+        (["history", "list"].as_slice(), "there is no such session"),
+        (&["history", "export", "--format", "csv"], "the export is empty"),
+        (&["history", "search", "हाथी"], "nothing was found"),
+    ] {
+        let output = run(&daemon, &[words, &["--mac", OTHER_MAC]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains(expected), "{words:?}: {output:?}");
+    }
+    assert!(text(&daemon, &["history", "forget", "--mac", OTHER_MAC, "--yes"]).contains("there is nothing of device"));
+}
+
+#[test]
+fn nobody_has_to_listen_to_remarks_and_errors() {
+    let daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "first");
+    converse(&daemon, MAC, "second");
+    for (words, code) in [
+        (["history", "list", "--limit", "1"].as_slice(), 0),
+        (&["history", "show", "first", "--limit", "1"], 0),
+        (&["history", "search", "nowhere"], 0),
+        (&["history", "show", "nobody"], 64),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let status = crate::support::history::command(&daemon, words)
+            .stdout(std::process::Stdio::null())
+            .stderr(writer)
+            .status()
+            .expect("it runs");
+        assert_eq!(status.code(), Some(code), "{words:?}: {status}");
+    }
 }
 
 #[test]

@@ -169,6 +169,48 @@ fn what_cannot_be_written_is_said_and_leaves_nothing_behind() {
     assert!(said.contains("no/such/file.json") && said.contains("its directory does not exist"), "{said}");
     let said = refusal(&daemon, &["history", "export", "-o", "."], 73);
     assert!(said.contains("name a file in it"), "{said}");
+    let said = refusal(&daemon, &["history", "export", "-o", "/dev/full"], 73);
+    assert!(said.contains("cannot write /dev/full") && said.contains("free some room"), "{said}");
+}
+
+#[test]
+fn a_validator_that_is_not_ours_finds_the_schema_sound_and_every_export_valid() {
+    const SCRIPT: &str = r"
+import json, jsonschema, sys
+schema = json.load(open('schema.json'))
+validator = jsonschema.validators.validator_for(schema)
+validator.check_schema(schema)
+assert validator is jsonschema.Draft202012Validator, validator
+def part(name):
+    return validator({'$ref': '#/$defs/' + name, '$defs': schema['$defs']}, format_checker=jsonschema.FormatChecker())
+document = json.load(open('whole.json'))
+validator(schema, format_checker=jsonschema.FormatChecker()).validate(document)
+parts = {name: part(name) for name in schema['$defs']}
+for text in open('lines.jsonl', encoding='utf-8'):
+    line = json.loads(text)
+    parts[line['kind'] if line['kind'] == 'header' else line['kind'] + '_line'].validate(line)
+document['sessions'][0]['messages'][0]['state'] = 'lost'
+assert not validator(schema).is_valid(document), 'it takes everything'
+print('valid')
+";
+    let mut daemon = daemon();
+    let mut agent = crate::support::Agent::connect(&daemon);
+    agent.bind(MAC, "open");
+    agent.line(&serde_json::json!({"type": "user_input_transcribed", "transcript": "only heard", "is_final": true}));
+    agent.line(&serde_json::json!({"type": "message", "chat_type": 2, "content": "with all", "id": "i", "metadata": {"deep": [1, null]}, "audio_base64": "AAEC"}));
+    agent.flush("durable");
+    let python = |script: &str| {
+        Command::new("/usr/bin/python3").args(["-c", script]).env("PYTHONUTF8", "1").current_dir(daemon.directory()).output()
+    };
+    if !python("import jsonschema").is_ok_and(|output| output.status.success()) {
+        return crate::support::skipped("no python3-jsonschema here");
+    }
+    std::fs::write(daemon.directory().join("schema.json"), text(&daemon, &["history", "schema"])).expect("a file");
+    text(&daemon, &["history", "export", "--audio", "-o", "whole.json"]);
+    text(&daemon, &["history", "export", "--audio", "--format", "jsonl", "-o", "lines.jsonl"]);
+    let output = python(SCRIPT).expect("it ran before");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "valid\n", "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(daemon.term(std::time::Duration::from_secs(20)).success());
 }
 
 #[test]
@@ -250,11 +292,25 @@ fn an_export_to_a_pipe_streams() {
     assert!(run(&daemon, &["history", "list"]).status.success());
 }
 
+#[cfg(not(feature = "pdf"))]
+#[test]
+fn a_binary_without_pdf_says_how_to_get_it() {
+    let daemon = daemon();
+    let said = refusal(&daemon, &["history", "export", "--format", "pdf", "-o", "out.pdf"], 64);
+    for words in ["built without PDF", "the packages have it", "--features pdf", "--format html"] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(!daemon.directory().join("out.pdf").exists());
+}
+
 /// A headless Chromium, where there is one.
 fn chromium(arguments: &[&str], home: &std::path::Path) -> Option<std::process::Output> {
     let names = ["chromium", "chromium-browser", "google-chrome"];
+    let quiet =
+        ["--no-first-run", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
     let standard = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=1000"];
-    names.iter().find_map(|name| Command::new(name).args(standard).args(arguments).env("HOME", home).output().ok())
+    let run = |name: &&str| Command::new(name).args(standard).args(quiet).args(arguments).env("HOME", home).output().ok();
+    names.iter().find_map(run)
 }
 
 #[test]
@@ -277,6 +333,60 @@ fn the_page_opens_and_prints_in_a_real_browser() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let printed = std::fs::read(&pdf).expect("the print");
     assert!(printed.starts_with(b"%PDF") && printed.len() > 5_000, "{} bytes", printed.len());
+    let poppler = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).current_dir(daemon.directory()).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let noto = std::path::Path::new("/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc").exists();
+    let Some(fonts) = poppler("pdffonts", &["page.pdf"]).filter(|_| noto) else {
+        return crate::support::skipped("no poppler-utils, or no Noto fonts");
+    };
+    assert!(fonts.contains("Devanagari") && fonts.contains("CJK"), "the glyphs are other fonts' boxes: {fonts}");
+    let squeezed = |text: &str| text.chars().filter(|character| !character.is_whitespace()).collect::<String>();
+    let read = squeezed(&poppler("pdftotext", &["-raw", "page.pdf", "-"]).expect("it ran before"));
+    for word in
+        ["从前有一只大象,它很喜欢吃西瓜。", "Say \"hi\", <b>bold</b> & *stars*;", "=HYPERLINK(\"http://x\",\"click\")", "हाथी"]
+    {
+        assert!(read.contains(&squeezed(word)), "{word}\n{read}");
+    }
+}
+
+#[test]
+fn the_page_runs_nothing_and_asks_nobody_in_a_real_browser() {
+    let daemon = Daemon::builder().start();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.set_nonblocking(true).expect("nonblocking");
+    let leak = format!("http://{}/leak", listener.local_addr().expect("its address"));
+    let hostile = format!(
+        "</p><script>document.title='owned'</script><script src={leak}></script><img src={leak} onerror=\"document.title='owned'\">\
+         <link rel=stylesheet href={leak}><style>body{{background:url({leak})}}</style><meta http-equiv=refresh content='0;url={leak}'>"
+    );
+    let mut agent = crate::support::Agent::connect(&daemon);
+    agent.bind(MAC, "<img src=x onerror=document.title='owned'>");
+    agent.say(1, &hostile);
+    agent.end();
+    agent.flush("durable");
+    text(&daemon, &["history", "export", "--format", "html", "-o", "page.html"]);
+    let page = daemon.directory().join("page.html");
+    let open = |path: &std::path::Path| chromium(&["--dump-dom", &format!("file://{}", path.display())], daemon.directory());
+    let Some(output) = open(&page) else { return crate::support::skipped("no Chromium here") };
+    let dom = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(dom.contains("<title>Conversations</title>") && dom.contains("document.title='owned'"), "{dom}");
+    assert!(listener.accept().is_err(), "the page asked for something");
+    // The same in a page that lets it happen: the check sees it. And with the policy of ours, nothing comes of it even so.
+    let careless = daemon.directory().join("careless.html");
+    std::fs::write(&careless, format!("<!DOCTYPE html><title>careless</title><p>{hostile}")).expect("a page");
+    let output = open(&careless).expect("it ran before");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("owned</title>"), "{output:?}");
+    crate::support::soon("the careless page asks", || listener.accept().is_ok());
+    while listener.accept().is_ok() {}
+    let html = std::fs::read_to_string(&page).expect("the page");
+    let policy = html.lines().find(|line| line.contains("Content-Security-Policy")).expect("a policy");
+    let without_refresh = hostile.split("<meta").next().expect("the rest");
+    std::fs::write(&careless, format!("<!DOCTYPE html>{policy}<title>kept</title><p>{without_refresh}")).expect("a page");
+    let output = open(&careless).expect("it ran before");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("<title>kept</title>"), "{output:?}");
+    assert!(listener.accept().is_err(), "the policy let it ask");
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::support::{
 const MAC: &str = "68:25:dd:ba:39:78";
 
 /// What strace does to a call that is to hang: a minute, or until it lets go.
-const HANGS: &str = "delay_enter=60000000";
+pub const HANGS: &str = "delay_enter=60000000";
 
 /// `upload.shutdown_grace` is 5 s; the rest is for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(12);
@@ -454,8 +454,6 @@ fn the_status_line_says_what_the_daemon_does() {
     assert!(line.contains("no manager_api.url") && line.contains("0 pending"), "{line}");
 }
 
-    /// These calls take a minute from now on.
-    pub fn of(daemon: &Daemon, calls: &str, path: Option<&Path>) -> Self {
 #[test]
 fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
     if !disk::strace_works() {

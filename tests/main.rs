@@ -39,6 +39,7 @@ mod fuzz;
 mod history;
 mod history_changes;
 mod history_export;
+mod history_pdf;
 mod history_search;
 mod hostile_input;
 mod lifecycle;

@@ -1,14 +1,19 @@
 //! The formats of an export, each a stream: nothing is kept of what was written.
 //!
 //! Promises: the parts of an export are written in the order header, then per session its messages and held transcripts,
-//! then the end; constant memory, whatever the length.
+//! then the end; constant memory, whatever the length, but for PDF, whose file cannot be begun before its end is known: it
+//! has a greatest length.
 
 mod csv;
 mod html;
 mod json;
 mod markdown;
+#[cfg(feature = "pdf")]
+mod pdf;
+mod prose;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use super::{HeldRecord, MessageRecord, SessionRecord};
 
@@ -25,6 +30,31 @@ pub enum Format {
     Markdown,
     /// One self-contained, printable page.
     Html,
+    /// For paper: A4. Only when it was built in, as in the packages.
+    Pdf,
+}
+
+/// An export that cannot be made in this format.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// It was not built in.
+    #[error(
+        "this chat-historyd was built without PDF: the packages have it (from source: cargo build --release --features pdf), and \
+         --format html gives a page that every browser prints"
+    )]
+    NotBuilt,
+    /// There is no font on this system.
+    #[error("there are no fonts in {}: a PDF needs some (apt-get install fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji)", list(.0))]
+    NoFonts(Vec<PathBuf>),
+    /// It would be too long.
+    #[error(
+        "this would be a PDF of more than {0} pages: choose fewer messages (--from, --to, --mac, --session, --limit), or another format"
+    )]
+    TooLong(usize),
+}
+
+fn list(places: &[PathBuf]) -> String {
+    places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// What may be chosen in a format.
@@ -77,24 +107,40 @@ pub trait Export {
     /// # Errors
     /// When `out` fails.
     fn finish(&mut self, out: &mut dyn Write) -> io::Result<()>;
+    /// What whoever asked for it should know of it, when it is finished.
+    fn remark(&self) -> Option<String> {
+        None
+    }
 }
 
 impl Format {
     /// A writer of this format; `exported` is now, in RFC 3339.
-    #[must_use]
-    pub fn export(self, choices: Choices, exported: &str) -> Box<dyn Export> {
-        match self {
+    ///
+    /// # Errors
+    /// When this program or this system cannot make it.
+    pub fn export(self, choices: Choices, exported: &str) -> Result<Box<dyn Export>, Unavailable> {
+        Ok(match self {
             Self::Json => Box::new(json::Document::new(exported)),
             Self::Jsonl => Box::new(json::Lines::new(exported)),
             Self::Csv => Box::new(csv::Csv::new(choices.bom)),
             Self::Markdown => Box::new(markdown::Markdown),
             Self::Html => Box::new(html::Html::new(exported)),
-        }
+            #[cfg(feature = "pdf")]
+            Self::Pdf => Box::new(pdf::Pdf::new(exported)?),
+            #[cfg(not(feature = "pdf"))]
+            Self::Pdf => return Err(Unavailable::NotBuilt),
+        })
     }
 
     /// Whether it can carry audio.
     #[must_use]
     pub const fn carries_audio(self) -> bool {
         matches!(self, Self::Json | Self::Jsonl)
+    }
+
+    /// Whether a terminal can show it.
+    #[must_use]
+    pub const fn is_text(self) -> bool {
+        !matches!(self, Self::Pdf)
     }
 }

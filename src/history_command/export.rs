@@ -7,12 +7,12 @@ use std::path::Path;
 
 use super::failure::Failure;
 use super::progress::Progress;
-use super::{PAGE, SESSIONS_PAGE, output};
+use super::{PAGE, SESSIONS_PAGE, filter, output, say};
 use crate::cli::history::ExportArgs;
 use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::history::Filter;
-use crate::history::export::{Choices, Export, Format, Spoken};
+use crate::history::export::{Choices, Export, Format, Spoken, Unavailable};
 use crate::history::name::rfc3339;
 use crate::history::output::{AtomicFile, OutputError};
 use crate::store::archive::{Page, SessionEntry};
@@ -25,28 +25,43 @@ pub(super) fn export(arguments: &ExportArgs, settings: &Settings) -> Result<(), 
     if arguments.audio && !arguments.format.carries_audio() {
         return Err(Failure::Usage("--audio goes with --format json and jsonl only".into()));
     }
+    if arguments.output.is_none() && !arguments.format.is_text() && io::stdout().is_terminal() {
+        return Err(Failure::Usage("a terminal cannot show this format: -o FILE says where it goes".into()));
+    }
     let archive = Archive::open(&settings.store.directory)?;
-    match arguments.output.as_deref() {
+    let remark = match arguments.output.as_deref() {
         None => {
             let mut out = output();
-            Run::new(arguments, &archive, !io::stdout().is_terminal())?.write(&mut out)?;
-            Ok(out.flush()?)
+            let remark = Run::new(arguments, &archive, !io::stdout().is_terminal())?.write(&mut out)?;
+            out.flush()?;
+            remark
         }
         Some(path) if is_stream(path) => {
             let failed = |source| OutputError { path: path.to_path_buf(), source };
             let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
             let mut out = BufWriter::with_capacity(1 << 16, file);
-            Run::new(arguments, &archive, true)?.write(&mut out)?;
-            Ok(out.flush().map_err(failed)?)
+            let remark = Run::new(arguments, &archive, true)?.write(&mut out).map_err(|failure| named(failure, path))?;
+            out.flush().map_err(failed)?;
+            remark
         }
         Some(path) => {
             let mut file = AtomicFile::begin(path)?;
-            Run::new(arguments, &archive, true)?.write(&mut file).map_err(|failure| match failure {
-                Failure::Io(source) => Failure::Output(OutputError { path: path.to_path_buf(), source }),
-                other => other,
-            })?;
-            Ok(file.commit()?)
+            let remark = Run::new(arguments, &archive, true)?.write(&mut file).map_err(|failure| named(failure, path))?;
+            file.commit()?;
+            remark
         }
+    };
+    if let Some(remark) = remark {
+        say(format_args!("chat-historyd history: {remark}\n"));
+    }
+    Ok(())
+}
+
+/// The failure with the name of the file that is written.
+fn named(failure: Failure, path: &Path) -> Failure {
+    match failure {
+        Failure::Io(source) => Failure::Output(OutputError { path: path.to_path_buf(), source }),
+        other => other,
     }
 }
 
@@ -65,6 +80,7 @@ struct Run<'a> {
     selective: bool,
     audio: bool,
     left: u64,
+    begun_any: bool,
     export: Box<dyn Export>,
     progress: Progress,
 }
@@ -72,7 +88,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(arguments: &ExportArgs, archive: &'a Archive, may_draw: bool) -> Result<Self, Failure> {
         let now = wall_clock();
-        let filter = arguments.filter.filter(now);
+        let filter = filter(archive, &arguments.filter)?;
         let choices = Choices { bom: arguments.bom, audio: arguments.audio };
         Ok(Self {
             archive,
@@ -80,12 +96,24 @@ impl<'a> Run<'a> {
             filter,
             audio: arguments.audio,
             left: arguments.limit.unwrap_or(u64::MAX),
-            export: arguments.format.export(choices, &rfc3339(now).unwrap_or_default()),
+            begun_any: false,
+            export: arguments.format.export(choices, &rfc3339(now).unwrap_or_default())?,
             progress: Progress::new(archive.message_count()?, may_draw),
         })
     }
 
-    fn write(mut self, out: &mut dyn Write) -> Result<(), Failure> {
+    /// Writes it all; answers what is to be known of it.
+    fn write(mut self, out: &mut dyn Write) -> Result<Option<String>, Failure> {
+        self.write_all(out).map_err(|failure| match failure {
+            Failure::Io(error) => error.downcast::<Unavailable>().map_or_else(Failure::Io, Failure::Unavailable),
+            other => other,
+        })?;
+        let nothing =
+            (!self.begun_any).then(|| "nothing was chosen: the export is empty (history list shows what there is)".into());
+        Ok(self.export.remark().or(nothing))
+    }
+
+    fn write_all(&mut self, out: &mut dyn Write) -> Result<(), Failure> {
         let query = self.filter.query(false);
         let mut page = Page::OLDEST;
         self.export.begin(out)?;
@@ -136,6 +164,7 @@ impl<'a> Run<'a> {
     }
 
     fn begin(&mut self, out: &mut dyn Write, entry: &SessionEntry, begun: &mut bool) -> Result<(), Failure> {
+        self.begun_any = true;
         if !std::mem::replace(begun, true) {
             self.export.session(out, &entry.session)?;
         }

@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::exit::Exit;
+use crate::history::export::Unavailable;
 use crate::history::output::OutputError;
 use crate::store::{ArchiveError, StoreError};
 
@@ -18,6 +19,9 @@ pub(super) enum Failure {
     /// The file cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// The format cannot be had.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
     /// Standard output, or something like it.
     #[error("cannot write the output: {0}")]
     Io(#[from] io::Error),
@@ -51,7 +55,7 @@ impl Failure {
 
     pub(super) const fn exit(&self) -> Exit {
         match self {
-            Self::Usage(_) | Self::Input(_) | Self::Refused(_) => Exit::Usage,
+            Self::Usage(_) | Self::Input(_) | Self::Refused(_) | Self::Unavailable(_) => Exit::Usage,
             Self::Store(StoreError::AlreadyRunning { .. }) => Exit::AlreadyRunning,
             Self::Archive(_) | Self::Output(_) | Self::Io(_) | Self::Store(_) => Exit::CannotCreate,
             Self::Daemon(_) => Exit::Unavailable,

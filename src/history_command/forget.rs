@@ -56,6 +56,10 @@ pub(super) fn forget(arguments: &ForgetArgs, settings: &Settings, out: &mut dyn 
         including_undelivered: arguments.including_undelivered,
     })?;
     hand.finish();
+    if answer.sessions == 0 && answer.backups == 0 {
+        writeln!(out, "there is nothing of {whose} here")?;
+        return Ok(out.flush()?);
+    }
     writeln!(
         out,
         "deleted of {whose}: {} sessions, {} messages ({} undelivered ones and held transcripts among them), {} backup files",

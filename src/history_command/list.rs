@@ -2,10 +2,9 @@
 
 use std::io::Write;
 
-use super::SESSIONS_PAGE;
 use super::failure::Failure;
+use super::{SESSIONS_PAGE, filter, say};
 use crate::cli::history::{ListArgs, Shape};
-use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::history::json::EntryJson;
 use crate::history::listing;
@@ -14,7 +13,7 @@ use crate::store::archive::Page;
 
 pub(super) fn list(arguments: &ListArgs, settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
     let archive = Archive::open(&settings.store.directory)?;
-    let filter = arguments.filter.filter(wall_clock());
+    let filter = filter(&archive, &arguments.filter)?;
     let query = filter.query(true);
     let (mut page, mut listed, mut more) = (Page::YOUNGEST, 0, false);
     let mut out = out;
@@ -46,7 +45,10 @@ pub(super) fn list(arguments: &ListArgs, settings: &Settings, out: &mut dyn Writ
     }
     out.flush()?;
     if arguments.format == Shape::Text && more {
-        eprintln!("there are more: --limit shows more than {} sessions, the filters fewer", arguments.limit);
+        say(format_args!("there are more: --limit shows more than {} sessions, the filters fewer\n", arguments.limit));
+    }
+    if arguments.format == Shape::Text && listed == 0 && !more {
+        say(format_args!("there is no such session\n"));
     }
     Ok(())
 }

@@ -15,13 +15,19 @@ mod rejected;
 mod search;
 mod show;
 
+use std::fmt;
 use std::io::{self, BufRead, BufWriter, IsTerminal, Read, Write};
 
 use self::failure::Failure;
-use crate::cli::history::{HistoryCommand, RejectedCommand};
+use crate::cli::history::{FilterArgs, HistoryCommand, RejectedCommand};
+use crate::clock::wall_clock;
 use crate::config::{self, Settings, Sources};
 use crate::exit::Exit;
+use crate::history::Filter;
 use crate::history::table::Colour;
+use crate::protocol::{SessionId, UnixMillis};
+use crate::store::Archive;
+use crate::store::archive::{Page, SessionQuery};
 
 /// Messages read at once.
 const PAGE: usize = 500;
@@ -59,7 +65,7 @@ fn run(name: &str, sources: &Sources, work: impl FnOnce(&Settings) -> Result<(),
     let settings = match config::load(sources) {
         Ok(loaded) => loaded.settings,
         Err(problems) => {
-            eprint!("{problems}");
+            say(format_args!("{problems}"));
             return Exit::Configuration;
         }
     };
@@ -67,7 +73,7 @@ fn run(name: &str, sources: &Sources, work: impl FnOnce(&Settings) -> Result<(),
         Ok(()) => Exit::Success,
         Err(failure) if failure.is_closed_pipe() => Exit::Success,
         Err(failure) => {
-            eprintln!("chat-historyd {name}: {failure}");
+            say(format_args!("chat-historyd {name}: {failure}\n"));
             failure.exit()
         }
     }
@@ -81,10 +87,48 @@ fn is_wanted(yes: bool, question: &str) -> Result<bool, Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::Usage(format!("{question} Nobody can be asked here: --yes says so")));
     }
-    eprint!("{question} [y/N] ");
+    say(format_args!("{question} [y/N] "));
     let mut answer = Vec::new();
     io::stdin().lock().take(16).read_until(b'\n', &mut answer)?;
     Ok(matches!(answer.trim_ascii(), b"y" | b"Y" | b"yes"))
+}
+
+/// Tells the person. Standard error may be a pipe whose reader is gone (`2>&1 | head`): that is no reason to die.
+fn say(words: fmt::Arguments<'_>) {
+    let _ = io::stderr().write_fmt(words);
+}
+
+/// What the filter options mean now.
+///
+/// # Errors
+/// When they make no sense, or name a session that is not there.
+fn filter(archive: &Archive, arguments: &FilterArgs) -> Result<Filter, Failure> {
+    let filter = arguments.filter(wall_clock());
+    in_order(filter.from, filter.to)?;
+    if let Some(session) = &filter.session {
+        let query = SessionQuery {
+            mac: filter.mac.map(|mac| mac.to_string()),
+            session_id: Some(session.as_str().to_owned()),
+            ..SessionQuery::default()
+        };
+        if archive.sessions(&query, Page::YOUNGEST, 1)?.is_empty() {
+            return Err(no_such_session(archive, session));
+        }
+    }
+    Ok(filter)
+}
+
+/// Refuses a time that ends before it begins.
+fn in_order(from: Option<UnixMillis>, to: Option<UnixMillis>) -> Result<(), Failure> {
+    match from.zip(to) {
+        Some((from, to)) if from >= to => Err(Failure::Usage("--from is not before --to: nothing was said between them".into())),
+        _ => Ok(()),
+    }
+}
+
+fn no_such_session(archive: &Archive, session: &SessionId) -> Failure {
+    let (id, place) = (session.as_str(), archive.path().display());
+    Failure::Usage(format!("there is no session {id:?} in {place} (chat-historyd history list shows what there is)"))
 }
 
 /// Standard output, buffered; flushed when it is dropped, or by whoever wants to know.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::failure::Failure;
 use super::hand::Hand;
-use super::is_wanted;
+use super::{is_wanted, say};
 use crate::cli::history::{RejectedDropArgs, RejectedFilterArgs, RejectedListArgs, RejectedPickArgs, RejectedShowArgs, Shape};
 use crate::config::Settings;
 use crate::history::change::{ROWS, Request};
@@ -125,7 +125,7 @@ pub(super) fn list(arguments: &RejectedListArgs, settings: &Settings, mut out: &
     }
     out.flush()?;
     if arguments.format == Shape::Text && more {
-        eprintln!("there are more: --limit shows more than {}", arguments.limit);
+        say(format_args!("there are more: --limit shows more than {}\n", arguments.limit));
     }
     Ok(())
 }

@@ -6,9 +6,8 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::failure::Failure;
-use super::{PAGE, look};
+use super::{PAGE, filter, look, say};
 use crate::cli::history::{SearchArgs, Shape};
-use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::history::json::MessageJson;
 use crate::history::name::rfc3339;
@@ -32,10 +31,11 @@ pub(super) fn search(arguments: &SearchArgs, settings: &Settings, out: &mut dyn 
     let Some(query) = Query::parse(&arguments.text) else {
         return Err(Failure::Usage("there is no word to search for".into()));
     };
+    let archive = Archive::open(&settings.store.directory)?;
     let mut search = Search {
-        archive: Archive::open(&settings.store.directory)?,
+        filter: filter(&archive, &arguments.filter)?,
+        archive,
         query,
-        filter: arguments.filter.filter(wall_clock()),
         sessions: HashMap::new(),
         left: arguments.limit,
         shown: 0,
@@ -52,8 +52,8 @@ pub(super) fn search(arguments: &SearchArgs, settings: &Settings, out: &mut dyn 
     out.flush()?;
     if arguments.format == Shape::Text {
         match search.shown {
-            0 => eprintln!("nothing was found"),
-            shown if shown == arguments.limit => eprintln!("there may be more: --limit shows more than {shown}"),
+            0 => say(format_args!("nothing was found\n")),
+            shown if shown == arguments.limit => say(format_args!("there may be more: --limit shows more than {shown}\n")),
             _ => {}
         }
     }

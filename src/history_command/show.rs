@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::failure::Failure;
-use super::{PAGE, look};
+use super::{PAGE, in_order, look, no_such_session, say};
 use crate::cli::history::{Shape, ShowArgs};
 use crate::clock::wall_clock;
 use crate::config::Settings;
@@ -24,6 +24,7 @@ pub(super) fn show(arguments: &ShowArgs, settings: &Settings, out: &mut dyn Writ
         state: arguments.state,
         ..Filter::default()
     };
+    in_order(filter.from, filter.to)?;
     let limit = arguments.limit.unwrap_or(usize::MAX);
     let shown = match arguments.format {
         Shape::Text => text(&archive, &entry, &filter, limit, out)?,
@@ -31,7 +32,7 @@ pub(super) fn show(arguments: &ShowArgs, settings: &Settings, out: &mut dyn Writ
     };
     out.flush()?;
     if arguments.format == Shape::Text && shown == limit {
-        eprintln!("there may be more: only {limit} messages were asked for");
+        say(format_args!("there may be more: only {limit} messages were asked for\n"));
     }
     Ok(())
 }
@@ -43,10 +44,7 @@ fn find(archive: &Archive, arguments: &ShowArgs) -> Result<SessionEntry, Failure
     let query = SessionQuery { mac, session_id: Some(id.to_owned()), ..SessionQuery::default() };
     let mut found = archive.sessions(&query, Page::YOUNGEST, 10)?;
     let Some(entry) = found.pop() else {
-        let place = archive.path().display();
-        return Err(Failure::Usage(format!(
-            "there is no session {id:?} in {place} (chat-historyd history list shows what there is)"
-        )));
+        return Err(no_such_session(archive, &arguments.session));
     };
     if found.is_empty() {
         return Ok(entry);
@@ -69,7 +67,7 @@ fn text(archive: &Archive, entry: &SessionEntry, filter: &Filter, limit: usize, 
 
 fn json(archive: &Archive, entry: &SessionEntry, filter: &Filter, limit: usize, out: &mut dyn Write) -> Result<usize, Failure> {
     let exported = rfc3339(wall_clock()).unwrap_or_default();
-    let mut export: Box<dyn Export> = Format::Json.export(Choices::default(), &exported);
+    let mut export: Box<dyn Export> = Format::Json.export(Choices::default(), &exported)?;
     export.begin(out)?;
     export.session(out, &entry.session)?;
     let shown = messages(archive, entry, filter, limit, |message| {

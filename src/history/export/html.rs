@@ -5,11 +5,11 @@
 
 use std::io::{self, Write};
 
+use super::prose::{Said, about};
 use super::{Export, Spoken};
-use crate::history::name::{date_of, rfc3339};
+use crate::history::name::rfc3339;
 use crate::history::table::clock;
-use crate::history::{HeldRecord, MessageState, SessionRecord, role};
-use crate::protocol::UnixMillis;
+use crate::history::{HeldRecord, SessionRecord};
 
 const HEAD: &str = r#"<!DOCTYPE html>
 <html lang="en">
@@ -50,18 +50,18 @@ impl Html {
         Self { exported: exported.to_owned(), sessions: 0, messages: 0 }
     }
 
-    fn row(&mut self, out: &mut dyn Write, time: UnixMillis, who: &str, state: &str, marks: &str, text: &str) -> io::Result<()> {
+    fn row(&mut self, out: &mut dyn Write, said: &Said<'_>) -> io::Result<()> {
         self.messages += 1;
-        let machine = rfc3339(time).unwrap_or_default();
+        let (who, state, machine) = (said.who, said.state, rfc3339(said.time).unwrap_or_default());
         write!(
             out,
             "<div class=\"message {who} {state}\"><div><div class=\"who\">{who}</div><time datetime=\"{machine}\">{}</time></div>\
              <div><p class=\"text\" dir=\"auto\">{}</p>",
-            clock(time),
-            escape(text)
+            clock(said.time),
+            escape(said.text)
         )?;
-        if !marks.is_empty() {
-            write!(out, "<div class=\"mark\">{}</div>", escape(marks))?;
+        if !said.marks.is_empty() {
+            write!(out, "<div class=\"mark\">{}</div>", escape(&said.marks.join(", ")))?;
         }
         out.write_all(b"</div></div>\n")
     }
@@ -74,39 +74,20 @@ impl Export for Html {
 
     fn session(&mut self, out: &mut dyn Write, session: &SessionRecord) -> io::Result<()> {
         self.sessions += 1;
-        let end =
-            session.ended.map_or_else(|| "still open".to_owned(), |time| format!("ended {} {}", date_of(time), clock(time)));
-        let reason = session.end_reason.as_ref().map(|reason| format!(" ({})", escape(reason))).unwrap_or_default();
-        let agent = session.agent_id.as_ref().map(|agent| format!(", agent {}", escape(agent))).unwrap_or_default();
         write!(
             out,
-            "<section>\n<h2>Session <bdi>{}</bdi></h2>\n<p class=\"about\">Device {}, began {} {} UTC, {end}{reason}{agent}</p>\n",
+            "<section>\n<h2>Session <bdi>{}</bdi></h2>\n<p class=\"about\">{}</p>\n",
             escape(session.identity.session_id.as_str()),
-            session.identity.mac,
-            date_of(session.started),
-            clock(session.started),
+            escape(&about(session)),
         )
     }
 
     fn message(&mut self, out: &mut dyn Write, _: &SessionRecord, spoken: Spoken<'_>) -> io::Result<()> {
-        let message = spoken.message;
-        let mut marks = Vec::new();
-        if message.interrupted {
-            marks.push("interrupted".to_owned());
-        }
-        if message.uncommitted {
-            marks.push("uncommitted".to_owned());
-        }
-        match &message.state {
-            MessageState::Delivered => {}
-            MessageState::Rejected { reason, .. } => marks.push(format!("rejected: {reason}")),
-            other => marks.push(other.as_str().to_owned()),
-        }
-        self.row(out, message.time, role(message.chat_type), message.state.as_str(), &marks.join(", "), &message.content)
+        self.row(out, &Said::of(spoken.message))
     }
 
     fn held(&mut self, out: &mut dyn Write, _: &SessionRecord, held: &HeldRecord) -> io::Result<()> {
-        self.row(out, held.time, "user", "held", "held", &held.text)
+        self.row(out, &Said::held(held))
     }
 
     fn end_session(&mut self, out: &mut dyn Write) -> io::Result<()> {

@@ -4,11 +4,9 @@
 
 use std::io::{self, Write};
 
+use super::prose::{Said, about, stamp};
 use super::{Export, Spoken};
-use crate::history::name::date_of;
-use crate::history::table::clock;
-use crate::history::{HeldRecord, MessageState, SessionRecord, role};
-use crate::protocol::UnixMillis;
+use crate::history::{HeldRecord, SessionRecord};
 
 pub(super) struct Markdown;
 
@@ -18,33 +16,16 @@ impl Export for Markdown {
     }
 
     fn session(&mut self, out: &mut dyn Write, session: &SessionRecord) -> io::Result<()> {
-        let end = session.ended.map_or_else(|| "still open".to_owned(), |time| format!("ended {}", stamp(time)));
         writeln!(out, "\n## Session {}\n", escape(session.identity.session_id.as_str()))?;
-        write!(out, "Device {}, began {} UTC, {end}", session.identity.mac, stamp(session.started))?;
-        if let Some(reason) = &session.end_reason {
-            write!(out, " ({})", escape(reason))?;
-        }
-        if let Some(agent) = &session.agent_id {
-            write!(out, ", agent {}", escape(agent))?;
-        }
-        writeln!(out)
+        writeln!(out, "{}", escape(&about(session)))
     }
 
     fn message(&mut self, out: &mut dyn Write, _: &SessionRecord, spoken: Spoken<'_>) -> io::Result<()> {
-        let message = spoken.message;
-        let state = match &message.state {
-            MessageState::Delivered => String::new(),
-            MessageState::Rejected { reason, .. } => format!(", rejected: {}", escape(reason)),
-            other => format!(", {}", other.as_str()),
-        };
-        let interrupted = if message.interrupted { ", interrupted" } else { "" };
-        let uncommitted = if message.uncommitted { ", uncommitted" } else { "" };
-        let (who, time) = (role(message.chat_type), stamp(message.time));
-        write!(out, "\n**{who}** ({time}{interrupted}{uncommitted}{state}):  \n{}\n", paragraph(&message.content))
+        said(out, &Said::of(spoken.message))
     }
 
     fn held(&mut self, out: &mut dyn Write, _: &SessionRecord, held: &HeldRecord) -> io::Result<()> {
-        write!(out, "\n**user** ({}, held):  \n{}\n", stamp(held.time), paragraph(&held.text))
+        said(out, &Said::held(held))
     }
 
     fn end_session(&mut self, _: &mut dyn Write) -> io::Result<()> {
@@ -56,8 +37,10 @@ impl Export for Markdown {
     }
 }
 
-fn stamp(time: UnixMillis) -> String {
-    format!("{} {}", date_of(time), clock(time))
+fn said(out: &mut dyn Write, said: &Said<'_>) -> io::Result<()> {
+    let marks: Vec<String> = said.marks.iter().map(|mark| format!(", {}", escape(mark))).collect();
+    let marks = marks.concat();
+    write!(out, "\n**{}** ({}{marks}):  \n{}\n", said.who, stamp(said.time), paragraph(said.text))
 }
 
 /// Text whose line breaks stay.
