@@ -72,6 +72,7 @@ fn main() {
     let mut program = Program { clock, sink: Sink::start(clock), runs, small, figures: Figures::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
+        program.disk();
         if small {
             program.guard().await;
             return;
@@ -116,6 +117,30 @@ impl Program {
 
     fn reachable(&self) -> Setup {
         Setup { api: Some(self.sink.address), ..Self::unreachable() }
+    }
+
+    /// What a sync costs here: every figure of a lone message stands on it.
+    fn disk(&mut self) {
+        let place = directory();
+        let file = std::fs::File::create(place.path().join("syncs")).unwrap();
+        let cpu = || -> f64 {
+            let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+            stat.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1000.0
+        };
+        let (syncs, page) = (500_u64, [1_u8; 4096]);
+        let before = cpu();
+        let mut took: Vec<u64> = (0..syncs)
+            .map(|at| {
+                std::os::unix::fs::FileExt::write_all_at(&file, &page, at % 64 * 4096).unwrap();
+                let started = Instant::now();
+                file.sync_data().unwrap();
+                u64::try_from(started.elapsed().as_nanos()).unwrap()
+            })
+            .collect();
+        let cpu = (cpu() - before) / syncs as f64;
+        self.figures.add("this disk: a sync, p50", percentile(&mut took, 0.5), "ms", Aim::None);
+        self.figures.add("this disk: a sync, p99", percentile(&mut took, 0.99), "ms", Aim::None);
+        self.figures.add("this disk: CPU of a write with its sync", cpu, "µs", Aim::None);
     }
 
     async fn idle(&mut self) {

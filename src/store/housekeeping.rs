@@ -1,10 +1,12 @@
 //! What the writer does between groups: it measures the store, checkpoints the log, and lets delivered history go by age
 //! and size. Each visit is one small step, so intake never waits for more than that.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use super::checkpoint::{self, Checkpoint, log_bytes};
 use super::clock::ClockWatch;
 use super::retention::{self, Aim, Pass, Sweep};
 use super::schema::PAGE_BYTES;
@@ -21,14 +23,13 @@ const FIRST_PASS: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(5);
 /// Steps of a pass for room in one visit: more rows than a group can bring.
 const ROOM_STEPS: usize = 4;
-/// The log is checkpointed at this size at the latest.
-const LOG_BYTES: u64 = 16 << 20;
 
 /// What is going on in the house.
 pub(super) struct Housekeeping {
     clock: ClockWatch,
     unmeasured: u64,
     uncheckpointed: u64,
+    pub(super) checkpoint: Checkpoint,
     used: u64,
     measured_limit: u64,
     pass: Option<Pass>,
@@ -46,6 +47,7 @@ impl Housekeeping {
             // Measured at the first visit.
             unmeasured: u64::MAX,
             uncheckpointed: 0,
+            checkpoint: Checkpoint::default(),
             used: 0,
             measured_limit: 0,
             pass: None,
@@ -90,16 +92,6 @@ impl Housekeeping {
     }
 }
 
-/// The size at which the log is checkpointed: small beside the limit of the store.
-fn log_bytes(max_bytes: u64) -> u64 {
-    (max_bytes / 8).clamp(64 << 10, LOG_BYTES)
-}
-
-/// Carries the log into the database.
-pub(super) fn checkpoint(connection: &Connection, kind: &str) -> rusqlite::Result<()> {
-    connection.query_row(&format!("PRAGMA wal_checkpoint({kind})"), [], |_| Ok(()))
-}
-
 /// Bytes of the pages in use.
 fn used_pages(connection: &Connection) -> rusqlite::Result<u64> {
     let count =
@@ -120,11 +112,16 @@ impl Writer {
     }
 }
 
-fn visit(shared: &Shared, connection: &Connection, house: &mut Housekeeping, next: NextIds) -> rusqlite::Result<()> {
+fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping, next: NextIds) -> rusqlite::Result<()> {
     let limit = shared.limits.max_bytes();
-    if house.uncheckpointed >= log_bytes(limit) {
+    if let Some(ended) = house.checkpoint.ended() {
+        ended?;
+        // The little that was written meanwhile: then the log starts anew.
+        checkpoint::or_later(checkpoint::now(connection, "PASSIVE"))?;
+    }
+    if house.uncheckpointed >= log_bytes(limit) && !house.checkpoint.is_under_way() {
         house.uncheckpointed = 0;
-        checkpoint_or_wait(connection, "PASSIVE")?;
+        house.checkpoint.start(shared);
     }
     let trusts_clock = house.clock.trusts(Instant::now(), wall_clock());
     if house.unmeasured >= limit / 64 || house.measured_limit != limit {
@@ -191,7 +188,8 @@ fn step(
 /// After a pass for room: is there room now?
 fn refuse_if_full(shared: &Shared, connection: &Connection, house: &mut Housekeeping, limit: u64) -> rusqlite::Result<()> {
     if house.used >= limit {
-        checkpoint_or_wait(connection, "TRUNCATE")?;
+        house.checkpoint.wait();
+        checkpoint::or_later(checkpoint::now(connection, "TRUNCATE"))?;
         measure(shared, connection, house, limit)?;
     }
     set_refusing(shared, house, house.used >= limit);
@@ -224,13 +222,4 @@ fn measure(shared: &Shared, connection: &Connection, house: &mut Housekeeping, l
         set_refusing(shared, house, false);
     }
     Ok(())
-}
-
-/// A checkpoint that a long reader or a full disk stops is made up for later: the log keeps everything meanwhile.
-fn checkpoint_or_wait(connection: &Connection, kind: &str) -> rusqlite::Result<()> {
-    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
-    match checkpoint(connection, kind) {
-        Err(error) if matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull)) => Ok(()),
-        other => other,
-    }
 }

@@ -16,6 +16,7 @@ mod apply;
 pub mod archive;
 mod arrivals;
 mod changes;
+mod checkpoint;
 pub mod checksum;
 mod clock;
 mod directory;

@@ -81,6 +81,14 @@ pub(super) fn open(files: &Files, durability: Durability) -> Result<Opening, Sto
     }
 }
 
+/// What SQLite is asked to sync.
+pub(super) const fn synchronous(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Fsync => "full",
+        Durability::Os => "normal",
+    }
+}
+
 enum Unsound {
     Sqlite(rusqlite::Error),
     Newer(i32),
@@ -110,17 +118,13 @@ fn prepare(files: &Files, durability: Durability, fresh: bool) -> Result<Opening
     connection.pragma_update(None, "journal_mode", "wal")?;
     // NORMAL: an acknowledged write is in the kernel's hands (a kill loses nothing), and the log is synced before the
     // database is, so that a power cut loses the youngest writes and damages nothing.
-    let synchronous = match durability {
-        Durability::Fsync => "full",
-        Durability::Os => "normal",
-    };
-    connection.pragma_update(None, "synchronous", synchronous)?;
+    connection.pragma_update(None, "synchronous", synchronous(durability))?;
     connection.pragma_update(None, "secure_delete", true)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "temp_store", "memory")?;
     connection.pragma_update(None, "cache_size", -4096)?;
-    // The writer checkpoints itself, after it has acknowledged.
+    // A checkpoint is the writer's word: after it has acknowledged, or beside it.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
 
     if shape.is_empty() && version == 0 && (application == 0 || application == schema::APPLICATION_ID) {

@@ -156,7 +156,7 @@ pub(super) fn rebuild(files: &Files, durability: Durability, aside: &Path, sourc
     }
     let next = NextIds { row: next.row + ID_GAP, session: next.session + ID_GAP };
     in_transaction(&connection, || next.save(&connection)).map_err(failed)?;
-    super::housekeeping::checkpoint(&connection, "TRUNCATE").map_err(failed)?;
+    super::checkpoint::now(&connection, "TRUNCATE").map_err(failed)?;
     connection.close().map_err(|(_, error)| failed(error))?;
     files.put_in_place(&rebuilt, aside)?;
     Ok(report)

@@ -180,10 +180,11 @@ impl Writer {
     }
 
     fn finish(&mut self) -> CloseReport {
+        self.house.checkpoint.wait();
         self.last_recovery();
         if let Mode::Running(connection) = &self.mode {
             let saved = super::group::in_transaction(connection, || self.next.save(connection));
-            let checkpointed = saved.and_then(|()| super::housekeeping::checkpoint(connection, "TRUNCATE"));
+            let checkpointed = saved.and_then(|()| super::checkpoint::now(connection, "TRUNCATE"));
             if let Err(error) = checkpointed {
                 tracing::warn!(cause = %error, "the store was closed without a checkpoint; the next start makes up for it");
             }

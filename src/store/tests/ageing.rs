@@ -1,7 +1,7 @@
 //! Retention and the size limit: what leaves, what never leaves.
 
 use super::*;
-use crate::store::housekeeping::checkpoint;
+use crate::store::checkpoint;
 use crate::store::retention::{self, Aim, Pass, Sweep};
 use crate::store::writer::NextIds;
 
@@ -76,7 +76,7 @@ async fn row_ids_are_never_used_again_after_the_youngest_rows_left() {
     connection.execute("DELETE FROM cursors", []).unwrap();
     connection.execute("DELETE FROM sessions", []).unwrap();
     assert!(ids(&connection).is_empty());
-    checkpoint(&connection, "TRUNCATE").unwrap();
+    checkpoint::now(&connection, "TRUNCATE").unwrap();
     drop(connection);
     let lab = Lab::open(&settings);
     let session = lab.session("b").await.handle;
