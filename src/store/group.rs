@@ -11,7 +11,10 @@ use super::rows;
 use super::sessions;
 use super::shared::Shared;
 use super::shelf::row_after;
-use super::types::{BacklogSession, Lifecycle, OpenedSession, RowId, SessionHandle, SessionWrite, Settled, StreamTaken};
+use super::types::{
+    BacklogSession, Disposition, Lifecycle, NewMessage, OpenedSession, PendingMessage, RowId, SessionHandle, SessionWrite,
+    Settled, StreamTaken,
+};
 use super::writer::{Coalesced, NextIds, wall_clock};
 use crate::observe::Skip;
 
@@ -185,14 +188,14 @@ pub(super) fn ended(write: &SessionWrite) -> Option<bool> {
 }
 
 /// Tells everybody that a group is durable.
-pub(super) fn settle(shared: &Shared, items: Vec<Item>) {
+pub(super) fn settle(shared: &Shared, mut items: Vec<Item>) {
     let mut news = Vec::new();
     let mut written = 0;
-    for item in &items {
-        if let (Job::Write(write), false) = (&item.job, matches!(item.answer, Answer::Refused)) {
+    for item in &mut items {
+        if let (Job::Write(write), false) = (&mut item.job, matches!(item.answer, Answer::Refused)) {
             written += 1;
-            note_stored(write, item.first_row);
             news.push((Arc::clone(&write.session), sendable(write), ended(write)));
+            note_recent(shared, write, item.first_row);
         }
     }
     shared.metrics.writes_committed.add(written);
@@ -207,6 +210,21 @@ pub(super) fn settle(shared: &Shared, items: Vec<Item>) {
             }
             (job, answer) => reply(job, answer),
         }
+    }
+}
+
+/// The rows of a write are in the database, and the uploader will soon ask for them.
+fn note_recent(shared: &Shared, write: &mut SessionWrite, first_row: i64) {
+    if shared.limits.all_delivered() {
+        // Nobody will.
+        return note_stored(write, first_row);
+    }
+    for (message, row) in std::mem::take(&mut write.messages).into_iter().zip(first_row..) {
+        let disposition = if message.sendable { Disposition::Send } else { Disposition::KeepOnly };
+        let NewMessage { uuid, chat_type, content, time, recorded, audio, .. } = message;
+        let row = RowId(row);
+        let pending = PendingMessage { row, uuid, chat_type, content, time, recorded, audio, disposition };
+        write.session.note_recent(pending, &shared.recent);
     }
 }
 

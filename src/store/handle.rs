@@ -143,10 +143,14 @@ impl Store {
         let shared = self.shared();
         // The shelf first: what is written from it meanwhile is then seen twice, never not at all.
         let shelved = shared.shelf().pending(key, after, limit);
-        let (mut messages, more) = if session.may_have_stored(after) {
-            shared.readers.spawn(move |connection| reads::pending(connection, key, after, limit, max_bytes)).await?
+        let recent = if session.may_have_stored(after) {
+            session.recent().after(after, limit, max_bytes)
         } else {
-            (Vec::new(), false)
+            Some((Vec::new(), false))
+        };
+        let (mut messages, more) = match recent {
+            Some(found) => found,
+            None => shared.readers.spawn(move |connection| reads::pending(connection, key, after, limit, max_bytes)).await?,
         };
         if more {
             return Ok(messages);

@@ -34,6 +34,7 @@ mod lock;
 mod open;
 mod readers;
 mod reads;
+mod recent;
 mod record;
 mod repair;
 mod retention;

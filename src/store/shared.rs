@@ -11,6 +11,7 @@ use super::health::StoreHealth;
 use super::inbox::Inbox;
 use super::lock::InstanceLock;
 use super::readers::Readers;
+use super::recent::RecentBytes;
 use super::shelf::Shelf;
 use crate::config::{Durability, StoreSettings};
 use crate::observe::Metrics;
@@ -25,6 +26,7 @@ pub(super) struct Shared {
     pub(super) directory: Directory,
     pub(super) arrivals: Arrivals,
     pub(super) readers: Arc<Readers>,
+    pub(super) recent: RecentBytes,
     shelf: Mutex<Shelf>,
     health: Mutex<StoreHealth>,
     /// Let go when the writer is gone, too.
@@ -44,6 +46,7 @@ impl Shared {
             directory: Directory::default(),
             arrivals: Arrivals::default(),
             readers,
+            recent: RecentBytes::default(),
             shelf: Mutex::default(),
             health: Mutex::default(),
             _lock: lock,

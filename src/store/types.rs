@@ -1,12 +1,13 @@
 //! What goes into the store and what comes out of it.
 
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::recent::{Recent, RecentBytes};
 use crate::protocol::{ChatType, SessionIdentity, UnixMillis};
 
 /// The integer key of a session in the store.
@@ -40,6 +41,7 @@ pub struct SessionHandle {
     pending: AtomicU64,
     /// No row of the session in the database is younger.
     stored: AtomicI64,
+    recent: Mutex<Recent>,
     /// Rows up to here were deleted because a person asked for it; 0: none.
     forgotten: AtomicI64,
     /// How many advances of the cursor are not durable yet.
@@ -58,6 +60,7 @@ impl SessionHandle {
             cursor: Mutex::new(cursor),
             pending: AtomicU64::new(pending),
             stored: AtomicI64::new(i64::MAX),
+            recent: Mutex::default(),
             forgotten: AtomicI64::new(0),
             unwritten: AtomicU32::new(0),
             written: Notify::new(),
@@ -73,6 +76,7 @@ impl SessionHandle {
     /// Called by [`super::Store::advance`] alone.
     pub(super) fn set_cursor(&self, cursor: Cursor) {
         *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = cursor;
+        self.recent().passed(cursor.row);
     }
 
     /// Sendable messages accepted (durable or on the shelf) and neither delivered nor rejected.
@@ -94,6 +98,7 @@ impl SessionHandle {
 
     pub(super) fn forget_up_to(&self, row: RowId) {
         self.forgotten.fetch_max(row.0, Ordering::AcqRel);
+        self.recent().passed(row);
     }
 
     /// Whether the database may hold rows after the cursor.
@@ -103,11 +108,26 @@ impl SessionHandle {
 
     /// A handle starts without knowledge of its rows; the writer tells it.
     pub(super) fn set_stored(&self, newest: RowId) {
+        self.recent().forget(newest);
         self.stored.store(newest.0, Ordering::Release);
     }
 
+    /// Rows came into the database.
     pub(super) fn note_stored(&self, newest: RowId) {
+        self.recent().forget(newest);
         self.stored.fetch_max(newest.0, Ordering::AcqRel);
+    }
+
+    /// A row came into the database that will soon be asked for.
+    pub(super) fn note_recent(&self, message: PendingMessage, all: &RecentBytes) {
+        let row = message.row;
+        self.recent().push(RowId(self.stored.load(Ordering::Acquire)), message, all);
+        // Known to be there only now that it is kept: nobody may take what is kept for all there is before.
+        self.stored.fetch_max(row.0, Ordering::AcqRel);
+    }
+
+    pub(super) fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many advances of the cursor are not durable yet.

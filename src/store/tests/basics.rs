@@ -154,6 +154,11 @@ async fn a_row_whose_checksum_fails_is_damaged_and_shows_no_text() {
     let lab = Lab::open(&settings);
     let session = lab.session("a").await.handle;
     lab.write(write_of(&session, &["one", "two"])).await;
+    // What was just written is still known; after a restart it has to be read.
+    lab.store.clone().close().await;
+    drop((session, lab));
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
     let hand = rusqlite::Connection::open(settings.directory.join("history.db")).unwrap();
     hand.execute("UPDATE messages SET content = 'changed' WHERE content = 'one'", []).unwrap();
     let pending = lab.store.pending(&session, 9, 999).await.unwrap();
