@@ -3,7 +3,7 @@
 FROM rust:1-bookworm AS builder
 WORKDIR /build
 # Cargo features besides the default, separated by commas: those of the packages (features in Cargo.toml).
-ARG FEATURES=""
+ARG FEATURES="pdf"
 
 # The dependencies alone: this layer is rebuilt only when the manifest or the lock changes. Every target that the manifest names has
 # to be there, though nothing of it is used.
