@@ -54,15 +54,25 @@ fn acked_messages_arrive_in_order() {
 #[test]
 fn unacked_window_is_bounded() {
     let (_api, daemon) = ground(Variant::Fork);
-    let mut producer = Producer::connected(&daemon, MAC, "s");
+    // Nobody waits for these lines, and nothing follows them. A reader of the database sees a row when it is synced.
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    let store = rusqlite::Connection::open_with_flags(
+        daemon.store().join("history.db"),
+        rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .unwrap();
+    let mut youngest = store.prepare("SELECT coalesce(max(id), 0) FROM messages").unwrap();
+    let mut youngest = || -> i64 { youngest.query_row([], |row| row.get(0)).unwrap() };
     // Other tests share the disk: the promise is for an idle one, so the best of a few rounds counts.
     let rounds = (0..6).map(|_| {
         let mut latencies: Vec<Duration> = (0..100)
             .map(|index| {
+                let written = youngest();
                 let before = Instant::now();
-                let seq = producer.say(1, &format!("message {index}"));
-                while producer.acked() < seq {
-                    assert!(before.elapsed() < Duration::from_secs(20), "no ack");
+                agent.say(1, &format!("message {index}"));
+                while youngest() == written {
+                    assert!(before.elapsed() < Duration::from_secs(20), "it is never written");
                     std::thread::yield_now();
                 }
                 before.elapsed()

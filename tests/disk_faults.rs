@@ -262,3 +262,35 @@ fn reads_that_fail_for_a_while_lose_nothing() {
     oracle.check(&daemon, &api);
     assert_eq!((daemon.metric("rejected"), daemon.metric("messages_salvaged")), (0, 300));
 }
+
+#[test]
+fn sigterm_with_a_full_disk_ends_in_time_and_keeps_what_was_acknowledged() {
+    let Some(disk) = SmallDisk::mount("4m") else { return };
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
+    let mut daemon = daemon.start();
+    let mut oracle = Oracle::new(&daemon);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..20 {
+        producer.say(1, &format!("before {index}"));
+    }
+    producer.wait_until_acked();
+    soon("all is delivered", || daemon.metric("pending") == 0);
+    // What is said now can neither be written nor delivered.
+    api.stop();
+    disk.fill();
+    speak_until_it_fails(&daemon, &mut producer, "full");
+    let acked = producer.acked();
+    assert!(daemon.term(SOON).success());
+    assert!(daemon.log().contains("could not be written before the end"), "a loss is said: {}", daemon.log());
+    assert_eq!(producer.acked(), acked, "nothing was acknowledged on the way out that is not durable");
+    disk.free();
+    api.start_again();
+    // With a store that cannot be written, what was delivered last may come again.
+    oracle.allow_duplicates(acked);
+    daemon.start();
+    producer.come_back(&daemon);
+    producer.wait_until_acked();
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
+}

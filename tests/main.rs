@@ -30,6 +30,7 @@ mod api_outage;
 mod api_profile;
 mod api_secret;
 mod api_tls;
+mod changes_fail;
 mod check_config;
 mod commands;
 mod delivery;

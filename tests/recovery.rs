@@ -6,8 +6,10 @@ mod power;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::support::eventually::SOON;
-use crate::support::{Agent, Daemon, ManagerApi, Oracle, Producer, Variant, disk, eventually};
+use crate::support::{Agent, Daemon, ManagerApi, Oracle, Producer, Variant, disk, eventually, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 
@@ -81,7 +83,8 @@ fn survives_random_kills() {
     let mut dice = Dice::new();
     let api = ManagerApi::start(Variant::Upstream);
     api.register(MAC);
-    let mut daemon = Daemon::start_for(&api);
+    // So small that the log is carried over every two megabytes: kills fall into that, too.
+    let mut daemon = Daemon::builder().api(&api).set("store.max_bytes", "'16 MiB'").start();
     let mut oracle = Oracle::new(&daemon);
     let mut producers: Vec<Producer> = (0..4).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
     let mut killed_while_starting = 0;
@@ -95,7 +98,8 @@ fn survives_random_kills() {
         while Instant::now() < instant {
             if said < most {
                 for producer in &mut producers {
-                    producer.say(1 + (said % 2) as u8, &format!("round {round}, message {said}"));
+                    let length = if said % 4 == 0 { 3000 } else { 1 };
+                    producer.say(1 + (said % 2) as u8, &format!("round {round}, message {said} {}", "x".repeat(length)));
                 }
                 said += 1;
             }
@@ -132,6 +136,35 @@ fn survives_random_kills() {
     oracle.check(&daemon, &api);
     assert_eq!(lost, 0);
     assert!(!daemon.log().contains("damaged"), "a kill damages nothing");
+}
+
+/// Many sessions with a single message each: those that were delivered just before the kill are no longer "being sent".
+#[test]
+fn a_kill_repeats_two_messages_for_each_slot_at_most_however_many_sessions_there_are() {
+    const SESSIONS: usize = 300;
+    let mut dice = Dice::new();
+    for concurrency in [1, 4] {
+        let api = ManagerApi::start(Variant::Upstream);
+        api.register(MAC);
+        api.stop();
+        let daemon = Daemon::builder().api(&api).set("upload.concurrency", &concurrency.to_string());
+        let mut daemon = daemon.set("upload.backoff_initial", "'10 ms'").start();
+        let mut oracle = Oracle::new(&daemon);
+        let mut agent = Agent::connect(&daemon);
+        for index in 0..SESSIONS {
+            let (session, content) = (format!("s{index}"), format!("the only message {index}"));
+            agent.line(&json!({ "mac_address": MAC, "session_id": session, "chat_type": 1, "content": content }));
+            oracle.owe_message(MAC, &session, 1, &content);
+        }
+        soon("all are taken in", || daemon.metric("received") == SESSIONS as u64);
+        api.start_again();
+        let wanted = 30 + dice.below(150);
+        eventually(SOON, "some are delivered", || (api.row_count() >= wanted).then_some(()));
+        oracle.before_kill(&daemon, concurrency);
+        daemon.kill9();
+        daemon.start();
+        oracle.check(&daemon, &api);
+    }
 }
 
 /// The calls that change files, in groups: strace counts them for each thread, so that a rare call is not hidden behind

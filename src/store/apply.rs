@@ -168,13 +168,13 @@ impl<'c> Applier<'c> {
         Ok(())
     }
 
-    /// The newest cursor of a session, and what it passed over.
+    /// A cursor of a session, and what it passed over. One that is behind the one in the database changes nothing.
     pub(super) fn advance(&self, advance: &Advance, now: UnixMillis) -> rusqlite::Result<()> {
-        let (key, cursor) = (advance.handle.key, advance.handle.cursor());
-        if advance.handle.has_forgotten(cursor.row) {
+        let (handle, key, cursor) = (&advance.handle, advance.handle.key, advance.cursor);
+        if handle.has_forgotten(cursor.row) {
             return Ok(());
         }
-        for (row, rejection) in &advance.rejected {
+        for (row, rejection) in advance.rejected.iter().filter(|(row, _)| !handle.has_forgotten(*row)) {
             rows::cached(
                 self.connection,
                 "INSERT INTO rejected (row, session, reason, answer, rejected_ms) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -186,7 +186,7 @@ impl<'c> Applier<'c> {
             self.connection,
             "INSERT INTO cursors (session, row, offset, last_report_ms) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (session) DO UPDATE SET row = excluded.row, offset = excluded.offset,
-             last_report_ms = excluded.last_report_ms",
+             last_report_ms = excluded.last_report_ms WHERE (excluded.row, excluded.offset) >= (row, offset)",
         )?
         .execute(params![
             key.0,

@@ -129,7 +129,10 @@ fn step(shared: &Shared, connection: &Connection, next: &mut NextIds, change: Ch
 
 /// Handles that a change needs, and what it brings each: messages to be sent.
 #[derive(Default)]
-pub(super) struct Touched(HashMap<SessionKey, (Arc<SessionHandle>, u64, RowId, bool)>);
+pub(super) struct Touched {
+    sessions: HashMap<SessionKey, (Arc<SessionHandle>, u64, RowId, bool)>,
+    is_booked: bool,
+}
 
 impl Touched {
     /// The handle of a session, made before its rows change.
@@ -141,34 +144,46 @@ impl Touched {
         identity: &SessionIdentity,
         ended: bool,
     ) -> rusqlite::Result<Arc<SessionHandle>> {
-        if let Some((handle, ..)) = self.0.get(&key) {
+        if let Some((handle, ..)) = self.sessions.get(&key) {
             return Ok(Arc::clone(handle));
         }
         let handle = sessions::handle(&shared.directory, connection, key, identity)?;
-        self.0.insert(key, (Arc::clone(&handle), 0, RowId(0), ended));
+        self.sessions.insert(key, (Arc::clone(&handle), 0, RowId(0), ended));
         Ok(handle)
     }
 
     /// A row of the session was written.
     pub(super) fn wrote(&mut self, key: SessionKey, row: RowId, sendable: bool) {
-        if let Some((_, count, newest, _)) = self.0.get_mut(&key) {
+        if let Some((_, count, newest, _)) = self.sessions.get_mut(&key) {
             *count += u64::from(sendable);
             *newest = (*newest).max(row);
         }
     }
 
     /// Puts the new messages into the books; before the commit, for whoever sends one must find it there.
-    pub(super) fn book(&self, shared: &Shared) {
-        for (handle, count, ..) in self.0.values() {
+    pub(super) fn book(&mut self, shared: &Shared) {
+        self.is_booked = true;
+        for (handle, count, ..) in self.sessions.values() {
             handle.add_pending(*count);
             shared.metrics.pending.add(*count);
-            shared.metrics.received.add(*count);
         }
+    }
+
+    /// Takes them out again when there was no commit; passes the outcome on.
+    pub(super) fn committed<T>(&self, shared: &Shared, outcome: rusqlite::Result<T>) -> rusqlite::Result<T> {
+        if outcome.is_err() && self.is_booked {
+            for (handle, count, ..) in self.sessions.values() {
+                handle.remove_pending(*count);
+                shared.metrics.pending.subtract(*count);
+            }
+        }
+        outcome
     }
 
     /// Tells the uploader; after the commit.
     pub(super) fn announce(self, shared: &Shared) {
-        let news = self.0.into_values().filter(|(_, _, newest, _)| newest.0 > 0).map(|(handle, count, newest, ended)| {
+        let news = self.sessions.into_values().filter(|(_, _, newest, _)| newest.0 > 0).map(|(handle, count, newest, ended)| {
+            shared.metrics.received.add(count);
             handle.note_stored(newest);
             (handle, count, ended.then_some(true))
         });
@@ -181,7 +196,7 @@ fn retry(shared: &Shared, connection: &Connection, next: &mut NextIds, wished: &
     let mut done = Retried::default();
     let mut touched = Touched::default();
     let (now, mut ids) = (wall_clock(), *next);
-    in_transaction(connection, || {
+    let outcome = in_transaction(connection, || {
         for row in wished {
             let Some((key, identity, ended)) = rejected_session(connection, *row)? else {
                 done.missing += 1;
@@ -211,8 +226,10 @@ fn retry(shared: &Shared, connection: &Connection, next: &mut NextIds, wished: &
         ids.save(connection)?;
         touched.book(shared);
         Ok(())
-    })?;
+    });
+    // Also when it failed: a commit in doubt may have left rows with these ids.
     *next = ids;
+    touched.committed(shared, outcome)?;
     touched.announce(shared);
     Ok(done)
 }

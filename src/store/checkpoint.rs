@@ -65,10 +65,12 @@ impl Checkpoint {
 /// Carries the log over as far as it is written now, without making the writer wait.
 fn carry(database: &Path, durability: Durability) -> rusqlite::Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let connection = Connection::open_with_flags(database, flags)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.pragma_update(None, "synchronous", synchronous(durability))?;
-    or_later(now(&connection, "PASSIVE"))
+    or_later((|| {
+        let connection = Connection::open_with_flags(database, flags)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.pragma_update(None, "synchronous", synchronous(durability))?;
+        now(&connection, "PASSIVE")
+    })())
 }
 
 /// Carries the log into the database, here and now.
@@ -76,11 +78,12 @@ pub(super) fn now(connection: &Connection, kind: &str) -> rusqlite::Result<()> {
     connection.query_row(&format!("PRAGMA wal_checkpoint({kind})"), [], |_| Ok(()))
 }
 
-/// A checkpoint that a long reader or a full disk stops is made up for later: the log keeps everything meanwhile.
+/// A checkpoint that a long reader or a full disk stops is made up for later: the log keeps everything meanwhile. So does
+/// one without a file descriptor to be had, which the writer, who has its own, does not need.
 pub(super) fn or_later(checkpoint: rusqlite::Result<()>) -> rusqlite::Result<()> {
-    use ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull};
+    use ErrorCode::{CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull};
     match checkpoint {
-        Err(error) if matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked | DiskFull)) => Ok(()),
+        Err(error) if matches!(error.sqlite_error_code(), Some(CannotOpen | DatabaseBusy | DatabaseLocked | DiskFull)) => Ok(()),
         other => other,
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::error::StoreError;
 use super::group::in_transaction;
 use super::rows::{self, cached};
+use super::schema::flags;
 use super::shared::Shared;
 use super::types::{RowId, SessionKey};
 use super::writer::NextIds;
@@ -18,7 +19,7 @@ use crate::observe::Skip;
 use crate::protocol::{MacAddress, SessionId};
 
 /// Rows deleted in one step.
-const STEP_ROWS: i64 = 500;
+const STEP_ROWS: usize = 500;
 /// How often the log is tried to be truncated while somebody reads, and how long between two tries.
 const TRUNCATE_TRIES: u32 = 100;
 const TRUNCATE_PAUSE: Duration = Duration::from_millis(50);
@@ -102,23 +103,33 @@ pub(super) fn forget_step(
 ) -> rusqlite::Result<Ended> {
     let Some(left) = &mut work.left else { return begin_to_forget(shared, connection, next, work) };
     if let Some(key) = left.last().copied() {
-        // Somebody may have opened it again meanwhile.
-        if let Some(handle) = shared.directory.get(key) {
-            handle.forget_up_to(work.up_to);
-        }
-        let (mut messages, mut gone) = (0, false);
+        let (mut rows, mut cursor, mut held) = (Vec::new(), RowId(0), 0);
         in_transaction(connection, || {
-            let delete = "DELETE FROM messages WHERE id IN (SELECT id FROM messages INDEXED BY messages_by_session
-                          WHERE session = ?1 AND id <= ?2 ORDER BY id LIMIT ?3)";
-            messages = cached(connection, delete)?.execute(params![key.0, work.up_to.0, STEP_ROWS])?;
-            gone = i64::try_from(messages).is_ok_and(|messages| messages < STEP_ROWS);
-            if gone {
-                delete_session(connection, key, work.up_to)?;
+            cursor = rows::cursor(connection, key)?.row;
+            rows = oldest_rows(connection, key, work.up_to)?;
+            if let Some((last, _)) = rows.last() {
+                cached(connection, "DELETE FROM messages INDEXED BY messages_by_session WHERE session = ?1 AND id <= ?2")?
+                    .execute(params![key.0, last.0])?;
+            }
+            if rows.len() < STEP_ROWS {
+                held = delete_session(connection, key, work.up_to)?;
             }
             next.save(connection)
         })?;
-        work.done.messages += messages as u64;
-        shared.metrics.messages_pruned.add(messages as u64);
+        // Only now: what a step that failed could not delete stays in the books, and is still to be delivered.
+        let gone = rows.len() < STEP_ROWS;
+        let up_to = rows.last().filter(|_| !gone).map_or(work.up_to, |(last, _)| *last);
+        let sendable: Vec<RowId> = rows.iter().filter(|(_, sendable)| *sendable).map(|(row, _)| *row).collect();
+        let undelivered = match shared.directory.get(key) {
+            Some(handle) => handle.forget(up_to, &sendable),
+            None => sendable.iter().filter(|row| **row > cursor).count() as u64,
+        };
+        shared.metrics.pending.subtract(undelivered);
+        shared.metrics.held.subtract(held);
+        shared.metrics.skipped.add(Skip::Forgotten, undelivered + held);
+        shared.metrics.messages_pruned.add(rows.len() as u64);
+        work.done.undelivered += undelivered + held;
+        work.done.messages += rows.len() as u64;
         if gone {
             left.pop();
             work.done.sessions += 1;
@@ -147,7 +158,7 @@ fn begin_to_forget(shared: &Shared, connection: &Connection, next: NextIds, work
     if open > 0 && !work.wish.including_open {
         return Ok(Some(Err(ForgetError::Open(open))));
     }
-    let mut undelivered = Vec::with_capacity(found.len());
+    let mut undelivered = 0;
     for (key, _) in &found {
         let held: i64 = cached(connection, "SELECT count(*) FROM held INDEXED BY held_by_session WHERE session = ?1")?
             .query_row([key.0], |row| row.get(0))?;
@@ -155,23 +166,12 @@ fn begin_to_forget(shared: &Shared, connection: &Connection, next: NextIds, work
             Some(handle) => handle.pending(),
             None => rows::count_after(connection, *key, rows::cursor(connection, *key)?.row)?,
         };
-        undelivered.push((*key, pending, u64::try_from(held).unwrap_or(0)));
+        undelivered += pending + u64::try_from(held).unwrap_or(0);
     }
-    let total: u64 = undelivered.iter().map(|(_, pending, held)| pending + held).sum();
-    if total > 0 && !work.wish.including_undelivered {
-        return Ok(Some(Err(ForgetError::Undelivered(total))));
+    if undelivered > 0 && !work.wish.including_undelivered {
+        return Ok(Some(Err(ForgetError::Undelivered(undelivered))));
     }
     work.up_to = RowId(next.row - 1);
-    for (key, pending, held) in undelivered {
-        if let Some(handle) = shared.directory.get(key) {
-            handle.forget_up_to(work.up_to);
-            handle.remove_pending(pending);
-        }
-        shared.metrics.pending.subtract(pending);
-        shared.metrics.held.subtract(held);
-        shared.metrics.skipped.add(Skip::Forgotten, pending + held);
-    }
-    work.done.undelivered = total;
     if let (Some(mac), None) = (mac, id) {
         cached(connection, "DELETE FROM waiting_devices WHERE mac = ?1")?.execute([mac])?;
     }
@@ -179,15 +179,28 @@ fn begin_to_forget(shared: &Shared, connection: &Connection, next: NextIds, work
     Ok(None)
 }
 
-/// Everything of a session but its messages; the session itself unless something new was said in it.
-fn delete_session(connection: &Connection, key: SessionKey, up_to: RowId) -> rusqlite::Result<()> {
+/// The oldest rows of a session, as many as one step takes, and whether each is to be sent.
+fn oldest_rows(connection: &Connection, key: SessionKey, up_to: RowId) -> rusqlite::Result<Vec<(RowId, bool)>> {
+    cached(
+        connection,
+        "SELECT id, flags FROM messages INDEXED BY messages_by_session WHERE session = ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
+    )?
+    .query_map(params![key.0, up_to.0, i64::try_from(STEP_ROWS).unwrap_or(i64::MAX)], |row| {
+        Ok((RowId(row.get(0)?), row.get::<_, i64>(1)? & flags::KEEP_ONLY == 0))
+    })?
+    .collect()
+}
+
+/// Everything of a session but its messages; the session itself unless something new was said in it. Answers how many
+/// transcripts it held.
+fn delete_session(connection: &Connection, key: SessionKey, up_to: RowId) -> rusqlite::Result<u64> {
     cached(connection, "DELETE FROM rejected WHERE session = ?1 AND row <= ?2")?.execute([key.0, up_to.0])?;
-    cached(connection, "DELETE FROM held WHERE session = ?1 AND id <= ?2")?.execute([key.0, up_to.0])?;
+    let held = cached(connection, "DELETE FROM held WHERE session = ?1 AND id <= ?2")?.execute([key.0, up_to.0])?;
     if rows::newest(connection, key)? > up_to {
-        return Ok(());
+        return Ok(held as u64);
     }
     cached(connection, "DELETE FROM streams WHERE session = ?1")?.execute([key.0])?;
     cached(connection, "DELETE FROM cursors WHERE session = ?1")?.execute([key.0])?;
     cached(connection, "DELETE FROM sessions WHERE id = ?1")?.execute([key.0])?;
-    Ok(())
+    Ok(held as u64)
 }

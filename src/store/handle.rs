@@ -172,19 +172,17 @@ impl Store {
     /// One caller a session: the uploader, which then awaits [`Self::cursor_follows`].
     pub fn advance(&self, session: &Arc<SessionHandle>, cursor: Cursor, passed: Passed) {
         let metrics = &self.shared().metrics;
-        session.set_cursor(cursor);
-        if session.has_forgotten(cursor.row) {
-            // It left the books when it was forgotten.
-            return self.shared().inbox.advance(session, Vec::new());
-        }
         let count = passed.delivered + passed.rejected.len() as u64;
-        session.remove_pending(count);
+        if !session.advance(cursor, count) {
+            // It left the books when it was forgotten.
+            return self.shared().inbox.advance(session, cursor, Vec::new());
+        }
         metrics.pending.subtract(count);
         metrics.delivered.add(passed.delivered);
         for (_, rejection) in &passed.rejected {
             metrics.rejected.increment(rejection.reason);
         }
-        self.shared().inbox.advance(session, passed.rejected);
+        self.shared().inbox.advance(session, cursor, passed.rejected);
     }
 
     /// Waits until the durable cursor of a session is at most so many advances behind; not at all while the store fails or
@@ -197,6 +195,22 @@ impl Store {
             self.shared().inbox.hurry(session);
             session.written().await;
         }
+    }
+
+    /// Waits until the cursor of a session is durable, which is soon, but is no reason for a sync of its own (unless
+    /// somebody calls [`Self::hurry_cursors`]).
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn cursor_settles(&self, session: &SessionHandle) {
+        while session.unwritten() > 0 {
+            session.written().await;
+        }
+    }
+
+    /// Somebody waits for those who wait in [`Self::cursor_settles`].
+    pub fn hurry_cursors(&self) {
+        self.shared().inbox.hurry_all();
     }
 
     /// The uploader's mailbox.

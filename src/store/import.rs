@@ -123,7 +123,7 @@ fn write(
     let mut touched = Touched::default();
     let mut busy = false;
     let mut advanced = None;
-    in_transaction(connection, || {
+    let outcome = in_transaction(connection, || {
         let key = match rows::session_by_identity(connection, &session.identity)? {
             Some(row) => row.key,
             None => create(connection, ids.session_key(), session)?,
@@ -141,7 +141,8 @@ fn write(
             return Ok(());
         }
         let mut behind = handle.pending() == 0;
-        let mut cursor = handle.cursor();
+        let before = handle.cursor();
+        let mut cursor = before;
         for one in new {
             let row = RowId(ids.row);
             ids.row += 1;
@@ -165,7 +166,8 @@ fn write(
             done.messages += 1;
             done.pending += u64::from(sendable);
         }
-        if cursor != handle.cursor() {
+        // Not the handle's: the uploader may have moved that meanwhile.
+        if cursor != before {
             cached(
                 connection,
                 "INSERT INTO cursors (session, row, offset, last_report_ms) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (session)
@@ -175,13 +177,15 @@ fn write(
             advanced = Some((handle, cursor));
         }
         ids.save(connection)?;
-        if let Some((handle, cursor)) = &advanced {
-            handle.set_cursor(*cursor);
-        }
         touched.book(shared);
         Ok(())
-    })?;
+    });
+    // Also when it failed: a commit in doubt may have left rows with these ids.
     *next = ids;
+    touched.committed(shared, outcome)?;
+    if let Some((handle, cursor)) = &advanced {
+        handle.advance(*cursor, 0);
+    }
     if busy {
         return Ok(Err(ImportError::Busy));
     }

@@ -27,9 +27,8 @@ const MIN_WEIGHT: usize = 512;
 const GROUP_JOBS: usize = 1024;
 /// Bytes of jobs in one transaction (the first job is taken whatever it weighs).
 const GROUP_BYTES: usize = 1 << 20;
-/// How long a cursor nobody waits for may wait for a group to be written with. A kill in that time repeats one report of
-/// its session, as it does while the session is being sent.
-const CURSOR_PATIENCE: Duration = Duration::from_millis(20);
+/// How long a cursor that nobody hurries may wait for a group to be written with.
+const CURSOR_PATIENCE: Duration = Duration::from_millis(15);
 
 /// One thing to do, in order.
 pub(super) enum Job {
@@ -69,22 +68,26 @@ pub(super) struct Found {
     pub(super) oldest: UnixMillis,
 }
 
-/// The cursor of a session is to be written: the newest, which its handle knows.
+/// The cursor of a session is to be written, together with what it passed over: a kill must not leave one without the
+/// other.
 pub(super) struct Advance {
     pub(super) handle: Arc<SessionHandle>,
+    pub(super) cursor: Cursor,
     pub(super) rejected: Vec<(RowId, Rejection)>,
     /// How many advances it stands for that somebody may wait for.
     awaited: u32,
 }
 
 impl Advance {
-    /// One that nobody waits for.
-    pub(super) const fn of(handle: Arc<SessionHandle>) -> Self {
-        Self { handle, rejected: Vec::new(), awaited: 0 }
+    /// Where the session is now; nobody waits for it.
+    pub(super) fn of(handle: Arc<SessionHandle>) -> Self {
+        let cursor = handle.cursor();
+        Self { handle, cursor, rejected: Vec::new(), awaited: 0 }
     }
 
     /// Takes in a younger one of the same session.
     pub(super) fn merge(&mut self, mut younger: Self) {
+        self.cursor = younger.cursor;
         self.rejected.append(&mut younger.rejected);
         self.awaited += std::mem::take(&mut younger.awaited);
     }
@@ -223,13 +226,13 @@ impl Inbox {
     }
 
     /// Queues the newest cursor of a session: it is written with the next group, or soon.
-    pub(super) fn advance(&self, handle: &Arc<SessionHandle>, rejected: Vec<(RowId, Rejection)>) {
+    pub(super) fn advance(&self, handle: &Arc<SessionHandle>, cursor: Cursor, rejected: Vec<(RowId, Rejection)>) {
         let mut state = self.state();
         if state.phase == Phase::Closed {
             return;
         }
         handle.add_unwritten();
-        let younger = Advance { handle: Arc::clone(handle), rejected, awaited: 1 };
+        let younger = Advance { handle: Arc::clone(handle), cursor, rejected, awaited: 1 };
         match state.coalesced.advances.entry(handle.key) {
             Entry::Occupied(mut known) => known.get_mut().merge(younger),
             Entry::Vacant(free) => drop(free.insert(younger)),
@@ -246,6 +249,15 @@ impl Inbox {
         // What is not in here any more is being written.
         let all_here = state.coalesced.advances.get(&handle.key).is_some_and(|advance| advance.awaited >= handle.unwritten());
         if all_here {
+            state.hurried = true;
+            self.wake(state);
+        }
+    }
+
+    /// Somebody waits for all cursors.
+    pub(super) fn hurry_all(&self) {
+        let mut state = self.state();
+        if !state.coalesced.advances.is_empty() {
             state.hurried = true;
             self.wake(state);
         }

@@ -14,7 +14,7 @@ use super::types::{PendingMessage, RowId};
 const SESSION_ROWS: usize = 64;
 const SESSION_BYTES: usize = 32 << 10;
 /// The most that is kept of all.
-const ALL_BYTES: usize = 2 << 20;
+const ALL_BYTES: usize = 512 << 10;
 
 /// What is kept of all sessions, in bytes.
 #[derive(Clone, Debug, Default)]

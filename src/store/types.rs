@@ -73,10 +73,21 @@ impl SessionHandle {
         *self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Called by [`super::Store::advance`] alone.
-    pub(super) fn set_cursor(&self, cursor: Cursor) {
-        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = cursor;
+    /// Moves the cursor and takes `passed` messages out of the books; answers `false` when they left them before, because
+    /// the row was forgotten. The cursor never goes back: an import may have moved it beyond rows that were only kept.
+    pub(super) fn advance(&self, cursor: Cursor, passed: u64) -> bool {
+        let mut known = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        if (cursor.row, cursor.offset) >= (known.row, known.offset) {
+            *known = cursor;
+        }
+        // Under the lock, as `forget` is: each message leaves the books once.
+        let counts = !self.has_forgotten(cursor.row);
+        if counts {
+            self.remove_pending(passed);
+        }
+        drop(known);
         self.recent().passed(cursor.row);
+        counts
     }
 
     /// Sendable messages accepted (durable or on the shelf) and neither delivered nor rejected.
@@ -96,9 +107,16 @@ impl SessionHandle {
         self.forgotten.load(Ordering::Acquire) > 0
     }
 
-    pub(super) fn forget_up_to(&self, row: RowId) {
-        self.forgotten.fetch_max(row.0, Ordering::AcqRel);
-        self.recent().passed(row);
+    /// The rows up to this one were deleted, these sendable ones among them; answers how many of them were undelivered,
+    /// which are out of the books then.
+    pub(super) fn forget(&self, up_to: RowId, sendable: &[RowId]) -> u64 {
+        let cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let undelivered = sendable.iter().filter(|row| **row > cursor.row && !self.has_forgotten(**row)).count() as u64;
+        self.forgotten.fetch_max(up_to.0, Ordering::AcqRel);
+        self.remove_pending(undelivered);
+        drop(cursor);
+        self.recent().passed(up_to);
+        undelivered
     }
 
     /// Whether the database may hold rows after the cursor.

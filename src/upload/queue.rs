@@ -19,7 +19,8 @@ use crate::store::{SessionHandle, SessionKey};
 /// All sessions with undelivered messages.
 #[derive(Default)]
 pub(super) struct Queue {
-    sessions: HashMap<SessionKey, Entry>,
+    /// Boxed: the table is up to half empty, and moves when it grows.
+    sessions: HashMap<SessionKey, Box<Entry>>,
     /// Due sessions, oldest first.
     ready: BTreeMap<Place, SessionKey>,
     timers: BTreeSet<(Instant, SessionKey)>,
@@ -81,11 +82,11 @@ pub(super) struct Drained {
 impl Queue {
     /// The session's entry, made when it is new here.
     pub(super) fn enter(&mut self, handle: Arc<SessionHandle>, since: Instant, order: i64) -> &mut Entry {
-        self.sessions.entry(handle.key).or_insert_with(|| Entry::new(handle, since, order))
+        self.sessions.entry(handle.key).or_insert_with(|| Box::new(Entry::new(handle, since, order)))
     }
 
     pub(super) fn get(&mut self, key: SessionKey) -> Option<&mut Entry> {
-        self.sessions.get_mut(&key)
+        self.sessions.get_mut(&key).map(Box::as_mut)
     }
 
     pub(super) fn contains(&self, key: SessionKey) -> bool {
@@ -93,11 +94,11 @@ impl Queue {
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.sessions.values()
+        self.sessions.values().map(Box::as_ref)
     }
 
     pub(super) fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.sessions.values_mut()
+        self.sessions.values_mut().map(Box::as_mut)
     }
 
     pub(super) fn keys(&self) -> Vec<SessionKey> {

@@ -151,6 +151,7 @@ impl Uploader {
         self.look_through(None);
         loop {
             self.start_work();
+            self.tell_whether_crowded();
             if self.is_finished() {
                 if let Some((_, done)) = self.stopping.take() {
                     let _ = done.send(());
@@ -274,6 +275,17 @@ impl Uploader {
             return;
         }
         while self.sending < self.gate.allowed() && self.send_next(&api, TURN_MESSAGES, false) {}
+    }
+
+    /// Turns that only wait for their cursor make room, if somebody needs it.
+    fn tell_whether_crowded(&self) {
+        let crowded = self.stopping.is_some() || (self.queue.has_ready() && self.sending >= self.gate.allowed());
+        if crowded && !self.progress.crowded.swap(true, Ordering::SeqCst) {
+            self.store.hurry_cursors();
+        }
+        if !crowded {
+            self.progress.crowded.store(false, Ordering::SeqCst);
+        }
     }
 
     /// Asks for the server's profile, once at a time.

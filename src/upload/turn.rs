@@ -33,6 +33,8 @@ pub struct Progress {
     /// The gate is closed, or the server's profile must be asked for first: turns end after the report they have in
     /// flight.
     pub hold: AtomicBool,
+    /// Somebody waits for a slot.
+    pub crowded: AtomicBool,
 }
 
 /// What a turn needs.
@@ -116,6 +118,13 @@ impl Turn {
             Outcome::Unregistered => self.expire(&mut end).await,
             outcome => outcome,
         };
+        // Its slot is free when its cursor is durable: so a kill repeats two messages for each slot at most.
+        let somebody_waits = self.knocks || self.progress.crowded.load(Ordering::SeqCst);
+        if somebody_waits || !matches!(end.outcome, Outcome::Drained) {
+            self.store.cursor_follows(&self.handle, 0).await;
+        } else {
+            self.store.cursor_settles(&self.handle).await;
+        }
         for (reason, messages) in &self.losses {
             error!(mac = %self.handle.identity.mac.short(), reason, messages, "messages are rejected: they will never be delivered");
         }

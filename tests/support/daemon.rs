@@ -20,7 +20,9 @@ use super::{canary, disk, guard};
 
 /// The binary under test: this build's, or the one `CHAT_HISTORYD_BINARY` names (a release build, a package).
 pub fn binary() -> PathBuf {
-    std::env::var_os("CHAT_HISTORYD_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_chat-historyd").into(), PathBuf::from)
+    let named = std::env::var_os("CHAT_HISTORYD_BINARY").map(|path| std::path::absolute(path).expect("a path"));
+    // Daemons start in directories of their own.
+    named.unwrap_or_else(|| env!("CARGO_BIN_EXE_chat-historyd").into())
 }
 
 /// How a daemon is started.

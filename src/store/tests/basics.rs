@@ -294,3 +294,22 @@ async fn make_the_fixture_of_this_version() {
         Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/store-v{}.db", crate::store::schema::VERSION));
     std::fs::copy(settings.directory.join("history.db"), fixture).unwrap();
 }
+
+#[tokio::test]
+async fn a_cursor_is_written_with_what_it_passed_over_and_never_goes_back() {
+    let inbox = crate::store::inbox::Inbox::new();
+    let handle = Arc::new(SessionHandle::new(SessionKey(1), identity("s"), Cursor::default(), 2));
+    let at = |row| Cursor { row: RowId(row), offset: 0, last_report: NOW };
+    let take = || inbox.take(std::time::Instant::now());
+    assert!(handle.advance(at(1), 1));
+    inbox.advance(&handle, at(1), Vec::new());
+    // The second one is rejected while the first is being written.
+    assert!(handle.advance(at(2), 1));
+    assert_eq!(take().advances[&SessionKey(1)].cursor, at(1), "row 2 is not yet in the list of the rejected");
+    inbox.advance(&handle, at(2), vec![(RowId(2), Rejection { reason: RejectReason::Invalid, answer: None })]);
+    let taken = take();
+    let advance = &taken.advances[&SessionKey(1)];
+    assert_eq!((advance.cursor, advance.rejected.len()), (at(2), 1));
+    assert!(handle.advance(at(1), 0));
+    assert_eq!(handle.cursor(), at(2));
+}
