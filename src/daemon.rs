@@ -32,6 +32,10 @@ use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::upload::{Deliveries, Server, Uploader};
 
+/// Threads of the runtime: the daemon shares its host with the agent. With one alone a lone message would cost a fifth less
+/// (it wakes nobody on its way), but then a log that nobody reads would stop intake, too, and not only who logs.
+const WORKER_THREADS: usize = 2;
+
 /// How often the supervisor's status line is renewed.
 const STATUS_LINE_EVERY: Duration = Duration::from_secs(5);
 
@@ -72,10 +76,8 @@ pub fn run(sources: &Sources) -> Exit {
     exit
 }
 
-/// One thread for all tasks, beside that of the store: the daemon shares its host with the agent, and a message that goes
-/// from task to task wakes no other thread (measured: a fifth less CPU for a lone one, at the same throughput).
 fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_current_thread().max_blocking_threads(8).enable_all().build()
+    Builder::new_multi_thread().worker_threads(WORKER_THREADS).max_blocking_threads(8).enable_all().build()
 }
 
 /// Every connection is a descriptor: the soft limit is raised to the hard one.

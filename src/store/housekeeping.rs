@@ -9,7 +9,6 @@ use rusqlite::Connection;
 use super::checkpoint::{self, Checkpoint, log_bytes};
 use super::clock::ClockWatch;
 use super::retention::{self, Aim, Pass, Sweep};
-use super::schema::PAGE_BYTES;
 use super::shared::Shared;
 use super::writer::{Mode, NextIds, Writer, wall_clock};
 use crate::observe::Skip;
@@ -97,7 +96,7 @@ fn used_pages(connection: &Connection) -> rusqlite::Result<u64> {
     let count =
         |pragma: &str| -> rusqlite::Result<i64> { super::rows::cached(connection, pragma)?.query_row([], |row| row.get(0)) };
     let pages = count("PRAGMA page_count")? - count("PRAGMA freelist_count")?;
-    Ok(u64::try_from(pages).unwrap_or(0) * PAGE_BYTES as u64)
+    Ok(u64::try_from(pages * count("PRAGMA page_size")?).unwrap_or(0))
 }
 
 impl Writer {

@@ -9,9 +9,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::page::{Cell, OVERFLOW_BYTES};
+use super::page::{Cell, cells, overflow_bytes};
 use super::wal::{FRAME_HEADER_BYTES, Layout, frame_at};
-use crate::store::schema::PAGE_BYTES;
+use crate::store::schema::{PAGE_BYTES, PAGE_SIZES};
 
 /// The longest record that is put together: far beyond any line the daemon takes in.
 const MAX_RECORD_BYTES: usize = 64 << 20;
@@ -90,6 +90,7 @@ pub(super) struct Pages {
     pub(super) db: Bytes,
     pub(super) wal: Bytes,
     pub(super) layout: Layout,
+    pub(super) page_bytes: usize,
 }
 
 impl Pages {
@@ -97,12 +98,13 @@ impl Pages {
     pub(super) fn open(db: &Path, wal: &Path) -> Self {
         let (db, wal) = (Bytes::open(db), Bytes::open(wal));
         let layout = Layout::of(&wal);
-        Self { db, wal, layout }
+        let page_bytes = layout.page_bytes.unwrap_or_else(|| page_bytes_of(&db));
+        Self { db, wal, layout, page_bytes }
     }
 
     /// Pages in the database file, a torn last one included.
     pub(super) fn database_pages(&self) -> u32 {
-        u32::try_from(self.db.length().div_ceil(PAGE_BYTES as u64)).unwrap_or(u32::MAX)
+        u32::try_from(self.db.length().div_ceil(self.page_bytes as u64)).unwrap_or(u32::MAX)
     }
 
     /// Reads a page into the buffer; the number of bytes that could be read.
@@ -119,13 +121,13 @@ impl Pages {
         match frame {
             Some(frame) => self.read_frame(frame, buffer),
             None if number == 0 => 0,
-            None => self.db.fill((u64::from(number) - 1) * PAGE_BYTES as u64, buffer),
+            None => self.db.fill((u64::from(number) - 1) * self.page_bytes as u64, buffer),
         }
     }
 
     /// Reads the page in a frame of the WAL.
     pub(super) fn read_frame(&self, frame: u64, buffer: &mut [u8]) -> usize {
-        self.wal.fill(frame_at(frame) + FRAME_HEADER_BYTES as u64, buffer)
+        self.wal.fill(frame_at(frame, self.page_bytes) + FRAME_HEADER_BYTES as u64, buffer)
     }
 
     /// The whole payload of a cell. `None` when its chain is too long, leads in a circle or out of the file.
@@ -136,17 +138,31 @@ impl Pages {
         let mut payload = cell.local.to_vec();
         let mut next = cell.overflow;
         let mut seen = HashSet::new();
-        let mut page = vec![0_u8; PAGE_BYTES];
+        let mut page = vec![0_u8; self.page_bytes];
         while payload.len() < cell.payload_bytes {
             let number = next.filter(|number| *number != 0 && seen.insert(*number))?;
-            if self.read(view, number, &mut page) < PAGE_BYTES {
+            if self.read(view, number, &mut page) < self.page_bytes {
                 return None;
             }
             let (link, content) = page.split_first_chunk::<4>()?;
-            let wanted = (cell.payload_bytes - payload.len()).min(OVERFLOW_BYTES);
+            let wanted = (cell.payload_bytes - payload.len()).min(overflow_bytes(self.page_bytes));
             payload.extend_from_slice(content.get(..wanted)?);
             next = Some(u32::from_be_bytes(*link));
         }
         Some(payload)
     }
+}
+
+/// The page size of a database whose log cannot tell: the one at which more can be read. Its header may be damaged, too.
+fn page_bytes_of(db: &Bytes) -> usize {
+    let readable = |size: &usize| {
+        let mut page = vec![0_u8; *size];
+        let mut found = 0;
+        for number in 0..db.length().div_ceil(*size as u64) {
+            db.fill(number * *size as u64, &mut page);
+            found += cells(&page).count();
+        }
+        found
+    };
+    PAGE_SIZES.into_iter().rev().max_by_key(readable).unwrap_or(PAGE_BYTES)
 }

@@ -36,7 +36,6 @@ use self::record::Header;
 use self::rows::{Kind, Row};
 use self::staging::{Staging, Trust};
 use self::wal::Layout;
-use super::schema::PAGE_BYTES;
 
 /// The files that were moved aside. Either may be missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,7 +148,7 @@ fn bring_over(damaged: &DamagedFiles, target: &Connection) -> Result<SalvageRepo
 /// Every page in its last committed version; and where the WAL is broken, or behind its database, also the versions it
 /// would hide.
 fn read_pages(pages: &Pages, staging: &mut Staging<'_>, report: &mut SalvageReport) -> Result<(), rusqlite::Error> {
-    let mut reader = Reader { pages, staging, page: vec![0; PAGE_BYTES] };
+    let mut reader = Reader { pages, staging, page: vec![0; pages.page_bytes] };
     let committed = &pages.layout.committed;
     let behind = pages.layout.database_pages.is_some_and(|known| known < pages.database_pages());
     let in_doubt = pages.layout.broken || behind;
@@ -158,7 +157,7 @@ fn read_pages(pages: &Pages, staging: &mut Staging<'_>, report: &mut SalvageRepo
             if in_doubt {
                 reader.read(View::Database, number, Trust::Doubtful)?;
             }
-        } else if reader.read(View::Committed, number, Trust::Committed)? < PAGE_BYTES {
+        } else if reader.read(View::Committed, number, Trust::Committed)? < pages.page_bytes {
             report.unreadable_pages += 1;
         }
     }

@@ -5,20 +5,23 @@
 //! moved, and text spoken by a user could be made to look like a cell.
 
 use super::record::varint;
-use crate::store::schema::PAGE_BYTES;
 
 const INTERIOR_INDEX: u8 = 0x02;
 const LEAF_INDEX: u8 = 0x0a;
 const LEAF_TABLE: u8 = 0x0d;
 
-/// Smallest payload share kept on the page when a cell overflows, by SQLite's file format.
-const LOCAL_MIN: usize = (PAGE_BYTES - 12) * 32 / 255 - 23;
-/// Largest payload kept whole on a page of a table.
-const LOCAL_MAX_TABLE: usize = PAGE_BYTES - 35;
-/// Largest payload kept whole on a page of an index.
-const LOCAL_MAX_INDEX: usize = (PAGE_BYTES - 12) * 64 / 255 - 23;
 /// Payload bytes on an overflow page; the first four bytes name the next one.
-pub(super) const OVERFLOW_BYTES: usize = PAGE_BYTES - 4;
+pub(super) const fn overflow_bytes(page_bytes: usize) -> usize {
+    page_bytes - 4
+}
+
+/// Smallest payload share kept on the page when a cell overflows, and the largest payload kept whole, by SQLite's file
+/// format. `None`: no page is so small.
+fn local_bytes(page_bytes: usize, tree: Tree) -> Option<(usize, usize)> {
+    let usable = page_bytes.checked_sub(12).filter(|usable| *usable >= 500)?;
+    let most = if tree == Tree::Table { usable - 23 } else { usable * 64 / 255 - 23 };
+    Some((usable * 32 / 255 - 23, most))
+}
 
 /// What kind of b-tree a cell was found in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +49,7 @@ pub(super) fn cells(page: &[u8]) -> impl Iterator<Item = Cell<'_>> {
         Some(&LEAF_TABLE) => (LEAF_TABLE, 8),
         Some(&LEAF_INDEX) => (LEAF_INDEX, 8),
         Some(&INTERIOR_INDEX) => (INTERIOR_INDEX, 12),
-        _ => (0, PAGE_BYTES),
+        _ => (0, page.len()),
     };
     let count = if kind == 0 { 0 } else { u16_at(page, 3).unwrap_or(0) };
     (0..usize::from(count))
@@ -66,13 +69,13 @@ fn cell(page: &[u8], kind: u8, at: usize) -> Option<Cell<'_>> {
         rowid = number.cast_signed();
     }
     let payload_bytes = usize::try_from(payload).ok()?;
-    let local_max = if tree == Tree::Table { LOCAL_MAX_TABLE } else { LOCAL_MAX_INDEX };
+    let (local_min, local_max) = local_bytes(page.len(), tree)?;
     if payload_bytes <= local_max {
         let local = page.get(at..at + payload_bytes)?;
         return Some(Cell { tree, rowid, payload_bytes, local, overflow: None });
     }
-    let fitted = LOCAL_MIN + (payload_bytes - LOCAL_MIN) % OVERFLOW_BYTES;
-    let local = page.get(at..at + if fitted <= local_max { fitted } else { LOCAL_MIN })?;
+    let fitted = local_min + (payload_bytes - local_min) % overflow_bytes(page.len());
+    let local = page.get(at..at + if fitted <= local_max { fitted } else { local_min })?;
     let next = page.get(at + local.len()..)?.first_chunk::<4>()?;
     Some(Cell { tree, rowid, payload_bytes, local, overflow: Some(u32::from_be_bytes(*next)) })
 }
@@ -84,6 +87,7 @@ fn u16_at(page: &[u8], at: usize) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::schema::PAGE_BYTES;
 
     fn page_with(kind: u8, cell: &[u8]) -> Vec<u8> {
         let mut page = vec![0_u8; PAGE_BYTES];

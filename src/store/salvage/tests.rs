@@ -12,10 +12,10 @@
 
 mod sample;
 
-use self::sample::{MESSAGES, SESSIONS, START_MS, Sample, checkpointed, cursor_row, fill, in_wal, mac, open, texts};
+use self::sample::{MESSAGES, SESSIONS, START_MS, Sample, checkpointed, cursor_row, fill, in_wal, mac, open, sample, texts};
 use super::*;
 use crate::store::checksum::of_held;
-use crate::store::schema::V1;
+use crate::store::schema::{PAGE_BYTES, PAGE_SIZES, V1};
 use proptest::prelude::*;
 
 /// Salvages the two files into a fresh store.
@@ -94,6 +94,29 @@ fn a_replaced_header_or_a_lost_first_page_costs_no_row() {
         check(sample, &report, &target, |page| page != 1);
         assert_eq!((report.messages as i64, report.cursors as i64), (MESSAGES, SESSIONS));
         assert!(!report.sqlite_could_read);
+    }
+}
+
+#[test]
+fn a_store_of_any_daemon_of_ours_comes_over_whatever_its_page_size_and_its_headers_say() {
+    for page_bytes in PAGE_SIZES {
+        let (at_rest, in_log) = (sample(page_bytes, true), sample(page_bytes, false));
+        assert_eq!(u16::from_be_bytes([at_rest.db[16], at_rest.db[17]]) as usize, page_bytes);
+        for other in PAGE_SIZES {
+            let mut db = at_rest.db.clone();
+            db[16..18].copy_from_slice(&(other as u16).to_be_bytes());
+            let (report, target) = salvaged(Some(&db), None);
+            check(&at_rest, &report, &target, |_| true);
+            assert_eq!((report.messages as i64, report.cursors as i64), (MESSAGES, SESSIONS));
+        }
+        // Without the header of the log only the sums of its frames tell.
+        let mut wal = in_log.wal.clone();
+        wal[8..12].fill(0xff);
+        for wal in [&in_log.wal, &wal] {
+            let (report, target) = salvaged(Some(&in_log.db), Some(wal));
+            check(&in_log, &report, &target, |_| true);
+            assert_eq!(report.messages as i64, MESSAGES);
+        }
     }
 }
 
@@ -359,7 +382,7 @@ proptest! {
         let (report, target) = salvaged(Some(&sample.db), Some(&wal));
         check(sample, &report, &target, |page| {
             let frame = pristine.committed[&page];
-            !touches(&hit, wal::frame_at(frame) as usize, PAGE_BYTES + 24)
+            !touches(&hit, wal::frame_at(frame, PAGE_BYTES) as usize, PAGE_BYTES + 24)
         });
     }
 

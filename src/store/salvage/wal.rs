@@ -11,21 +11,22 @@
 use std::collections::BTreeMap;
 
 use super::files::Bytes;
-use crate::store::schema::PAGE_BYTES;
+use crate::store::schema::PAGE_SIZES;
 
 const HEADER_BYTES: usize = 32;
 pub(super) const FRAME_HEADER_BYTES: usize = 24;
-const FRAME_BYTES: usize = FRAME_HEADER_BYTES + PAGE_BYTES;
 const MAGIC: u32 = 0x377f_0682;
 
 /// Where a frame starts.
-pub(super) const fn frame_at(frame: u64) -> u64 {
-    HEADER_BYTES as u64 + frame * FRAME_BYTES as u64
+pub(super) const fn frame_at(frame: u64, page_bytes: usize) -> u64 {
+    HEADER_BYTES as u64 + frame * (FRAME_HEADER_BYTES + page_bytes) as u64
 }
 
 /// The frames that matter.
 #[derive(Default, Debug)]
 pub(super) struct Layout {
+    /// The page size, when sums of the log prove it.
+    pub(super) page_bytes: Option<usize>,
     /// Page → its last committed frame before any damage.
     pub(super) committed: BTreeMap<u32, u64>,
     /// Page → its last sound frame behind the first damage.
@@ -67,17 +68,26 @@ impl Layout {
         let magic = u32_at(&header, 0);
         let big_endian = magic == MAGIC | 1;
         let seed = (u32_at(&header, 24), u32_at(&header, 28));
-        let sound = (magic == MAGIC || big_endian)
-            && u32_at(&header, 8) as usize == PAGE_BYTES
-            && sum(big_endian, (0, 0), header.get(..24).unwrap_or_default()) == seed;
-        let frames = |big_endian| Frames { wal, big_endian, seed, next: 0, buffer: vec![0_u8; FRAME_BYTES] };
-        if sound {
+        let told = PAGE_SIZES.into_iter().find(|size| u32_at(&header, 8) as usize == *size);
+        let sound = (magic == MAGIC || big_endian) && sum(big_endian, (0, 0), header.get(..24).unwrap_or_default()) == seed;
+        let frames = |big_endian, page_bytes| Frames {
+            wal,
+            big_endian,
+            seed,
+            next: 0,
+            page_bytes,
+            buffer: vec![0_u8; FRAME_HEADER_BYTES + page_bytes],
+        };
+        if let (true, Some(page_bytes)) = (sound, told) {
             let salts = header.get(16..).and_then(|salts| salts.first_chunk::<8>()).copied().unwrap_or_default();
-            return Self::of_frames(frames(big_endian), salts, true);
+            let layout = Self::of_frames(frames(big_endian, page_bytes), salts, true);
+            return Self { page_bytes: Some(page_bytes), ..layout };
         }
-        for big_endian in [false, true] {
-            if let Some(first) = frames(big_endian).find(|frame| frame.stored == frame.computed && frame.stored != (0, 0)) {
-                return Self::of_frames(frames(big_endian), first.salts, false);
+        for (page_bytes, big_endian) in PAGE_SIZES.into_iter().flat_map(|size| [(size, false), (size, true)]) {
+            let mut all = frames(big_endian, page_bytes);
+            if let Some(first) = all.find(|frame| frame.stored == frame.computed && frame.stored != (0, 0)) {
+                let layout = Self::of_frames(frames(big_endian, page_bytes), first.salts, false);
+                return Self { page_bytes: Some(page_bytes), ..layout };
             }
         }
         Self { broken: true, ..Self::default() }
@@ -139,6 +149,7 @@ struct Frames<'a> {
     big_endian: bool,
     seed: Sum,
     next: u64,
+    page_bytes: usize,
     buffer: Vec<u8>,
 }
 
@@ -146,7 +157,7 @@ impl Iterator for Frames<'_> {
     type Item = Frame;
 
     fn next(&mut self) -> Option<Frame> {
-        let at = frame_at(self.next);
+        let at = frame_at(self.next, self.page_bytes);
         if at + FRAME_HEADER_BYTES as u64 > self.wal.length() {
             return None;
         }

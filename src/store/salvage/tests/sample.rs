@@ -8,7 +8,7 @@ use rusqlite::params;
 
 use super::super::*;
 use crate::store::checksum::{RowFields, of_held, of_message};
-use crate::store::schema::V1;
+use crate::store::schema::{PAGE_BYTES, V1};
 
 pub(super) const SESSIONS: i64 = 60;
 pub(super) const MESSAGES: i64 = 3000;
@@ -123,21 +123,26 @@ pub(super) fn fill(connection: &Connection) {
 }
 
 pub(super) fn open(path: &Path) -> Connection {
+    open_with(path, PAGE_BYTES)
+}
+
+fn open_with(path: &Path, page_bytes: usize) -> Connection {
     let connection = Connection::open(path).unwrap();
     connection
-        .execute_batch(
-            "PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA secure_delete = ON;
-             PRAGMA wal_autocheckpoint = 0;",
-        )
+        .execute_batch(&format!(
+            "PRAGMA page_size = {page_bytes}; PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA secure_delete = ON;
+             PRAGMA wal_autocheckpoint = 0;"
+        ))
         .unwrap();
     connection.execute_batch(V1).unwrap();
     connection
 }
 
-fn sample(checkpoint: bool) -> Sample {
+/// A store, all in its database or all in its log.
+pub(super) fn sample(page_bytes: usize, checkpoint: bool) -> Sample {
     let directory = tempfile::tempdir().unwrap();
     let (db, wal) = (directory.path().join("history.db"), directory.path().join("history.db-wal"));
-    let connection = open(&db);
+    let connection = open_with(&db, page_bytes);
     fill(&connection);
     if checkpoint {
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
@@ -150,19 +155,19 @@ fn sample(checkpoint: bool) -> Sample {
 
 pub(super) fn checkpointed() -> &'static Sample {
     static SAMPLE: OnceLock<Sample> = OnceLock::new();
-    SAMPLE.get_or_init(|| sample(true))
+    SAMPLE.get_or_init(|| sample(PAGE_BYTES, true))
 }
 
 pub(super) fn in_wal() -> &'static Sample {
     static SAMPLE: OnceLock<Sample> = OnceLock::new();
-    SAMPLE.get_or_init(|| sample(false))
+    SAMPLE.get_or_init(|| sample(PAGE_BYTES, false))
 }
 
 /// Which pages each message stands on.
 fn standing(pages: &Pages) -> BTreeMap<i64, BTreeSet<u32>> {
     let mut found = BTreeMap::new();
     let last = pages.layout.database_pages.unwrap_or_else(|| pages.database_pages());
-    let (mut page, mut next) = (vec![0; PAGE_BYTES], vec![0; PAGE_BYTES]);
+    let (mut page, mut next) = (vec![0; pages.page_bytes], vec![0; pages.page_bytes]);
     for number in 1..=last {
         pages.read(View::Committed, number, &mut page);
         for cell in cells(&page) {
