@@ -69,6 +69,49 @@ fn refused_lines_are_one_warning_a_minute_and_the_rest_is_debug() {
 }
 
 #[test]
+fn each_kind_of_refused_lines_has_a_warning_of_its_own_with_whose_it_was() {
+    let daemon = Daemon::builder().start();
+    let mut noisy = Agent::connect(&daemon);
+    noisy.text("no json at all");
+    noisy.wait_for("error");
+    let mut other = Agent::connect(&daemon);
+    other.bind(MAC, "s");
+    other.text(r#"{"type":"message","chat_type":7,"content":"x"}"#);
+    other.wait_for("error");
+    let (bad_json, bad_field) = (lines(&daemon, "WARN", "bad_json"), lines(&daemon, "WARN", "bad_field"));
+    assert_eq!((bad_json.len(), bad_field.len()), (1, 1), "{}", daemon.log());
+    let process = format!("pid={} ", std::process::id());
+    assert!(bad_json[0].contains(&process) && !bad_json[0].contains("mac="), "{bad_json:?}");
+    assert!(bad_field[0].contains(&process) && bad_field[0].contains("mac=..39:78"), "{bad_field:?}");
+}
+
+#[test]
+fn lines_of_sessions_beyond_the_limit_are_one_error_and_their_producer_is_told_why() {
+    let daemon = Daemon::builder().set("session.max_open", "1").start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    for count in 1..=3 {
+        agent.text(&format!(r#"{{"mac_address":"{MAC}","session_id":"another","chat_type":1,"content":"x"}}"#));
+        soon("it is refused", || agent.errors().len() == count);
+    }
+    assert!(agent.errors()[0]["message"].as_str().unwrap().contains("session.max_open"), "{:?}", agent.errors());
+    assert_eq!(lines(&daemon, "ERROR", "too many sessions are open").len(), 1, "{}", daemon.log());
+    assert_eq!((daemon.labelled("refusals", "overloaded"), daemon.labelled("skipped", "overloaded")), (3, 3));
+}
+
+#[test]
+fn connections_beyond_the_limit_are_one_warning() {
+    let daemon = Daemon::builder().set("socket.max_connections", "1").start();
+    soon("the readiness check has gone", || daemon.metric("connections") == 0);
+    let mut kept = Agent::connect(&daemon);
+    assert!(kept.is_answered());
+    for _ in 0..3 {
+        Agent::connect(&daemon).wait_for_close();
+    }
+    assert_eq!(lines(&daemon, "WARN", "too many connections are open").len(), 1, "{}", daemon.log());
+}
+
+#[test]
 fn refused_peers_are_one_warning() {
     let mut daemon = Daemon::builder().set("socket.allowed_uids", "[54321]").prepare();
     daemon.spawn();

@@ -101,6 +101,11 @@ fn told(status: &Value) -> Vec<Finding> {
         let what =
             format!("the daemon has not been able to write its store for {} s: {what}", number("/store/failing/since_seconds"));
         findings.push(Finding::broken("writing", what, "mend the disk; messages stand in memory meanwhile (store.shelf_bytes)"));
+        let refused = number("/store/failing/refused_messages");
+        if refused > 0 {
+            let what = format!("the shelf in memory had no room for {refused} messages: they were refused");
+            findings.push(Finding::broken("refusing", what, "mend the disk, or the delivery, which makes room on the shelf"));
+        }
     }
     if status.pointer("/store/full").and_then(Value::as_bool) == Some(true) {
         let what = "the store is full: nothing is taken in".to_owned();
@@ -145,7 +150,7 @@ mod tests {
             "gate": { "state": "closed", "kind": "operator", "reason": "why", "since_seconds": 7 },
             "pending": 3,
             "upload": { "devices_waiting": 2, "strikes": 1 },
-            "store": { "failing": { "what": "no space", "since_seconds": 5 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
+            "store": { "failing": { "what": "no space", "since_seconds": 5, "refused_messages": 6 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
         });
         let found: Vec<(&str, Level)> = told(&status).iter().map(|finding| (finding.check, finding.level)).collect();
         assert_eq!(
@@ -154,6 +159,7 @@ mod tests {
                 ("status", Level::Advice),
                 ("gate", Level::Broken),
                 ("writing", Level::Broken),
+                ("refusing", Level::Broken),
                 ("writing", Level::Broken),
                 ("devices", Level::Advice),
                 ("refused", Level::Advice),

@@ -140,6 +140,9 @@ impl Overview {
         let health = self.store.health();
         if let Some(failing) = &health.failing {
             words.push(format!("the store cannot be written ({})", failing.what));
+            if failing.refused > 0 {
+                words.push(format!("{} messages were refused", failing.refused));
+            }
         }
         if health.full {
             words.push("the store is full: nothing is taken in".to_owned());
@@ -187,6 +190,7 @@ fn store(health: &StoreHealth, settings: &StoreSettings, sampled: &Sampled) -> J
         "failing": health.failing.as_ref().map(|failing| json!({
             "what": failing.what,
             "since_seconds": failing.since.elapsed().as_secs(),
+            "refused_messages": failing.refused,
         })),
         "full": health.full,
         "used_bytes": health.used_bytes,

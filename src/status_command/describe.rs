@@ -38,13 +38,14 @@ pub(super) fn describe(status: &Value) -> String {
     row(
         "messages",
         format!(
-            "{} pending{oldest}, {} held, {} delivered, {} rejected{}, {} skipped",
+            "{} pending{oldest}, {} held, {} delivered, {} rejected{}, {} skipped{}",
             at.number("/pending"),
             at.number("/held"),
             at.number("/metrics/delivered"),
             at.sum("/metrics/rejected"),
             at.labels("/metrics/rejected"),
-            at.sum("/metrics/skipped")
+            at.sum("/metrics/skipped"),
+            at.labels("/metrics/skipped")
         ),
     );
     let kept = at.sum("/store/rejected");
@@ -90,7 +91,13 @@ fn store(at: &Place<'_>) -> String {
             "full: nothing is taken in (store.max_bytes)".to_owned()
         }
         "" => "sound".to_owned(),
-        what => format!("failing for {}: {what}", span(at.number("/store/failing/since_seconds"))),
+        what => {
+            let refused = match at.number("/store/failing/refused_messages") {
+                0 => String::new(),
+                count => format!(", {count} messages refused"),
+            };
+            format!("failing for {}: {what}{refused}", span(at.number("/store/failing/since_seconds")))
+        }
     };
     format!("{health}, {} of {}", at.size("/store/used_bytes"), at.size("/store/max_bytes"))
 }
