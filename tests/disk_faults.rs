@@ -52,6 +52,24 @@ fn persist(daemon: &Daemon, producer: &mut Producer) {
 }
 
 #[test]
+fn delivered_messages_that_the_archive_will_lack_are_one_error() {
+    let Some(disk) = SmallDisk::mount("4m") else { return };
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
+    let daemon = daemon.set("store.shelf_bytes", "'64 KiB'").start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    disk.fill();
+    let mut count = 0;
+    soon("the shelf makes room twice", || {
+        producer.say(1, &"x".repeat(9_000));
+        producer.wait_until_acked();
+        count += 1;
+        count > 20 && daemon.metric("archive_dropped") > 2
+    });
+    assert_eq!(lines(&daemon, "ERROR delivered messages leave the shelf"), 1, "{}", daemon.log());
+}
+
+#[test]
 fn full_disk_then_space() {
     let Some(disk) = SmallDisk::mount("4m") else { return };
     let api = api();

@@ -49,8 +49,57 @@ fn an_outage_is_one_warning_of_the_gate_and_one_line_when_it_opens() {
     api.clear_faults();
     soon("all is delivered", || daemon.metric("delivered") == 6);
     assert_eq!(lines(&daemon, "WARN", "the gate is closed").len(), 1, "{}", daemon.log());
-    assert_eq!(lines(&daemon, "INFO", "the gate is open").len(), 1, "{}", daemon.log());
+    let open = lines(&daemon, "INFO", "the gate is open");
+    assert!(open.len() == 1 && open[0].contains("after="), "{}", daemon.log());
     assert!(lines(&daemon, "WARN", "").len() <= 7, "one a session and one of the gate: {}", daemon.log());
+}
+
+#[test]
+fn cut_text_is_one_warning_a_minute() {
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("manager_api.on_long_content", "'truncate'");
+    let daemon = daemon.set("manager_api.max_content", "64").start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for _ in 0..3 {
+        producer.say(1, &"word ".repeat(40));
+    }
+    api.wait_for_rows("s", 3);
+    soon("all are booked", || daemon.metric("messages_truncated") == 3);
+    assert_eq!(lines(&daemon, "WARN", "a message was cut").len(), 1, "{}", daemon.log());
+    assert_eq!(lines(&daemon, "DEBUG", "a message was cut").len(), 2, "{}", daemon.log());
+}
+
+#[test]
+fn undelivered_messages_that_leave_a_full_store_without_a_server_are_one_warning() {
+    let daemon = Daemon::builder().set("store.max_bytes", "'16 MiB'").set("log.level", "'info'").start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    soon("some had to go", || {
+        for _ in 0..20 {
+            producer.say(1, &"z".repeat(30_000));
+        }
+        producer.wait_until_acked();
+        daemon.labelled("skipped", "expired") > 0
+    });
+    assert_eq!(lines(&daemon, "WARN", "never delivered leave the store").len(), 1, "{}", daemon.log());
+}
+
+#[test]
+fn every_call_of_the_manager_api_is_a_line_at_debug() {
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("log.level", "'debug'").start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "Hello");
+    api.wait_for_rows("s", 1);
+    soon("the profile was asked for", || !lines(&daemon, "DEBUG", "question call=\"user/pub-config\" status=200").is_empty());
+    soon("so was the agent", || !lines(&daemon, "DEBUG", "question call=\"agent-id\"").is_empty());
+    api.set_secret("another");
+    producer.say(1, "Hello again");
+    soon("the door was tried", || !lines(&daemon, "DEBUG", "empty report outcome=").is_empty());
+    // In an outage, too, nothing stands still: it knocks by asking.
+    api.stop();
+    let asked = || lines(&daemon, "DEBUG", "question call=").len() + lines(&daemon, "DEBUG", "empty report").len();
+    let before = asked();
+    soon("it goes on", || asked() > before + 2);
 }
 
 #[test]

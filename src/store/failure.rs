@@ -23,7 +23,7 @@ use super::shared::Shared;
 use super::shelf::{Shelved, ShelvedWrite, row_after};
 use super::types::{NoRoom, OpenedSession, Settled};
 use super::writer::{Mode, NextIds, Writer, wall_clock};
-use crate::observe::{self, Mention};
+use crate::observe::{self, Mention, Throttle};
 use crate::protocol::{SessionIdentity, UnixMillis};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -47,6 +47,8 @@ pub(super) struct Episode {
     written: u64,
     /// The shelf has no room either.
     overflow: observe::Episode,
+    /// The shelf drops delivered messages, which the archive then never has.
+    unarchived: Throttle,
 }
 
 impl Episode {
@@ -97,6 +99,7 @@ impl Writer {
             repair,
             written: 0,
             overflow: observe::Episode::new(),
+            unarchived: Throttle::new(),
         };
         let before = std::mem::replace(&mut self.mode, Mode::Failing(episode));
         if let (Mode::Running(connection), Mode::Failing(episode)) = (before, &mut self.mode)
@@ -272,11 +275,27 @@ impl Writer {
         }
     }
 
-    fn put(&self, item: Shelved) -> Result<(), Box<Shelved>> {
+    fn put(&mut self, item: Shelved) -> Result<(), Box<Shelved>> {
         let mut dropped = 0;
         let result = self.shared.shelf().put(item, self.shared.limits.shelf_bytes(), &mut dropped);
-        self.shared.metrics.archive_dropped.add(dropped);
+        if dropped > 0 {
+            self.tell_unarchived(dropped);
+        }
         result
+    }
+
+    /// Delivered messages leave the shelf for want of room, before the archive had them.
+    fn tell_unarchived(&mut self, messages: u64) {
+        self.shared.metrics.archive_dropped.add(messages);
+        let Mode::Failing(episode) = &mut self.mode else { return };
+        if episode.unarchived.permits(Instant::now()).is_some() {
+            let so_far = self.shared.metrics.archive_dropped.get();
+            tracing::error!(
+                messages,
+                so_far,
+                "delivered messages leave the shelf for want of room: the local history will lack them"
+            );
+        }
     }
 
     fn shelve_write(&mut self, mut item: Item) -> Option<(std::sync::Arc<super::types::SessionHandle>, u64, Option<bool>)> {
