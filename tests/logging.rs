@@ -55,6 +55,22 @@ fn an_outage_is_one_warning_of_the_gate_and_one_line_when_it_opens() {
 }
 
 #[test]
+fn a_configuration_that_cannot_be_used_is_told_as_json_where_the_environment_wants_that() {
+    let mut daemon = Daemon::builder().set("session.batch_size", "0").environment("CHAT_HISTORYD__LOG__FORMAT", "json").prepare();
+    daemon.spawn();
+    assert_eq!(daemon.wait(crate::support::eventually::SOON).code(), Some(78));
+    let told = || daemon.log().lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).collect::<Vec<_>>();
+    soon("its reason is told", || {
+        told().iter().any(|line| line["fields"]["message"].as_str().is_some_and(|text| text.contains("session.batch_size")))
+    });
+    assert!(
+        told().iter().all(|line| line["level"] == "ERROR") && told().len() == daemon.log().lines().count(),
+        "{}",
+        daemon.log()
+    );
+}
+
+#[test]
 fn cut_text_is_one_warning_a_minute() {
     let api = api();
     let daemon = Daemon::builder().api(&api).set("manager_api.on_long_content", "'truncate'");

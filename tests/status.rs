@@ -483,3 +483,21 @@ fn an_answer_that_never_ends_is_not_waited_for() {
         assert_eq!(ended.code(), Some(if command == "doctor" { 1 } else { 69 }), "{command}");
     }
 }
+
+#[test]
+fn who_has_no_daemon_of_his_own_sees_the_service_of_the_machine() {
+    use std::os::unix::fs::PermissionsExt;
+    let (directory, path) = impostor("{\"v\":1,\"daemon\":\"chat-historyd/of-the-machine\"}", false);
+    let config = directory.path().join("empty.toml");
+    std::fs::write(&config, "").unwrap();
+    for (place, mode) in [(directory.path(), 0o755), (&path, 0o666), (&config, 0o644)] {
+        std::fs::set_permissions(place, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let script = r#"mount -t tmpfs tmpfs /run && mkdir /run/chat-historyd && ln -s "$1" /run/chat-historyd/status.sock &&
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups env -i HOME=/nonexistent "$0" status --config "$2""#;
+    let ours = Command::new("unshare").args(["-m", "sh", "-c", script]).arg(binary()).arg(&path).arg(&config).output();
+    let Some(output) = ours.ok().filter(|output| matches!(output.status.code(), Some(0 | 69 | 78))) else {
+        return skipped("no mount namespace or no other user here");
+    };
+    assert!(String::from_utf8_lossy(&output.stdout).contains("chat-historyd/of-the-machine"), "{output:?}");
+}

@@ -74,7 +74,7 @@ fn within(patience: Duration, check: &'static str, look: impl FnOnce() -> Vec<Fi
 fn examine(arguments: &DoctorArgs, sources: &Sources) -> (Vec<Finding>, bool) {
     let mut findings = Vec::new();
     let mut usable = true;
-    match config::load(sources) {
+    match config::load_to_call(sources) {
         Ok(loaded) => {
             // The secret has a look of its own, which also knows the credential of the running unit.
             let warnings = loaded.warnings.iter().filter(|problem| problem.key != "manager_api.secret_file");

@@ -223,7 +223,7 @@ fn sessions(mut conversations: Vec<Arc<Conversation>>) -> Json {
 
 fn gate(upload: Option<&UploadStatus>) -> Json {
     let Some(upload) = upload else {
-        return json!({ "state": "unknown", "open": false, "reason": "the uploader does not answer" });
+        return json!({ "state": "unknown", "open": null, "reason": "the uploader does not answer" });
     };
     match &upload.closed {
         Some((kind, reason, since)) => {

@@ -77,7 +77,7 @@ fn socket(arguments: &StatusArgs, sources: &Sources) -> Result<PathBuf, Exit> {
     if let Some(path) = &arguments.socket {
         return Ok(path.clone());
     }
-    match config::load(sources) {
+    match config::load_to_call(sources) {
         Ok(loaded) => Ok(loaded.settings.status.socket),
         Err(problems) => {
             eprint!("{problems}");
