@@ -269,6 +269,7 @@ fn reads_that_fail_for_a_while_lose_nothing() {
     }
     late.come_back(&daemon);
     always(Duration::from_secs(2), "it lives and answers", || daemon.is_running() && daemon.try_status().is_some());
+    assert_eq!(lines(&daemon, "ERROR a session cannot be opened"), 1, "what is refused is told");
     drop(failing);
     producers.push(late);
     for producer in &mut producers {

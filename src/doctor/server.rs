@@ -236,4 +236,13 @@ mod tests {
             assert_eq!(clock(now - skew, now).level, level, "{seconds} s ahead");
         }
     }
+
+    #[test]
+    fn a_secret_out_of_sight_is_not_said_to_be_missing() {
+        let unit_hides_it = no_secret(Some(ErrorKind::PermissionDenied), true);
+        assert_eq!((unit_hides_it.level, unit_hides_it.mend.as_str()), (Level::Advice, "run doctor as root"));
+        let unit_is_stopped = no_secret(Some(ErrorKind::NotFound), false);
+        assert!(unit_is_stopped.level == Level::Advice && unit_is_stopped.mend.starts_with("start the unit"));
+        assert_eq!(no_secret(Some(ErrorKind::NotFound), true).level, Level::Broken);
+    }
 }

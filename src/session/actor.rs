@@ -13,7 +13,7 @@ use super::registry::Context;
 use crate::clock::wall_clock;
 use crate::observe::{Conversation, Skip};
 use crate::protocol::{LiveKitEvent, Message, SessionEnd, SessionIdentity, SessionStart, UnixMillis};
-use crate::store::{Lifecycle, NoRoom, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, StoreError};
+use crate::store::{BindError, Lifecycle, NoRoom, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, StoreError};
 
 /// One line's effect on its session.
 #[derive(Debug)]
@@ -256,8 +256,8 @@ impl Actor {
         let mut last_seq = 0;
         if let Some(stream) = &start.stream {
             last_seq = store.bind_stream(&memory.handle, stream, recorded).await.map_err(|error| match error {
-                crate::store::BindError::Taken(_) => BindRefused::Taken,
-                crate::store::BindError::Store(error) => unavailable(&error),
+                BindError::Taken(_) => BindRefused::Taken,
+                BindError::Store(error) => unavailable(&error),
             })?;
             memory.bind(stream, last_seq);
         }
@@ -331,7 +331,12 @@ impl Actor {
         {
             match context.store.bind_stream(&memory.handle, stream, recorded).await {
                 Ok(last_seq) => memory.bind(stream, last_seq),
-                Err(_) => return refuse(on_settled, NoRoom::Unopened),
+                Err(error) => {
+                    if let BindError::Store(error) = &error {
+                        context.tell_unopened(&identity, error);
+                    }
+                    return refuse(on_settled, NoRoom::Unopened);
+                }
             }
         }
         let send_tools = context.settings.borrow().manager_api.send_tools;
