@@ -66,6 +66,7 @@ fn delivered_messages_that_the_archive_will_lack_are_one_error() {
         count += 1;
         count > 20 && daemon.metric("archive_dropped") > 2
     });
+    soon("it is told", || lines(&daemon, "ERROR delivered messages leave the shelf") > 0);
     assert_eq!(lines(&daemon, "ERROR delivered messages leave the shelf"), 1, "{}", daemon.log());
 }
 
@@ -155,6 +156,7 @@ fn a_sync_that_fails_for_a_while_delays_nothing_but_acks() {
         oracle.owe(&producer);
         oracle.check(&daemon, &api);
         soon("the store works again by itself", || !is_failing(&daemon));
+        soon("its end is told", || lines(&daemon, WELL) >= lines(&daemon, FAILING));
         let (began, ended) = (lines(&daemon, FAILING), lines(&daemon, WELL));
         assert!(began >= 1, "{calls} {error}: nothing failed, so nothing is proved\n{}", daemon.log());
         assert_eq!(began, ended, "{calls} {error}");

@@ -389,6 +389,7 @@ fn what_finds_no_room_on_the_shelf_either_is_told_loudly_and_everywhere() {
     soon("all is taken or refused", || daemon.metric("pending") + daemon.labelled("skipped", "overloaded") == said);
     let message = agent.errors()[0]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("store.shelf_bytes"), "{message}");
+    soon("it is told", || daemon.log().contains("the shelf in memory is full"));
     let log = daemon.log();
     let told: Vec<&str> = log.lines().filter(|line| line.contains("the shelf in memory is full")).collect();
     assert!(told.len() == 1 && told[0].contains(" ERROR "), "{told:?}");

@@ -1,6 +1,6 @@
 //! While the database cannot be written: intake goes to the shelf, the database is reopened with growing pauses, and when
-//! it works again the shelf is written, in order, then the cursors. One log line when it begins, one
-//! when it ends, and one between when the shelf is full, too.
+//! it works again the shelf is written, in order, then the cursors. One log line when it begins, one when it ends; between
+//! them the shelf tells when it is full, too, once a minute.
 //!
 //! After a failed write or sync the connection is closed: the kernel may have dropped what could not be written, and a
 //! second sync on the same file would report success. What the database then holds of the failed group is harmless,
