@@ -76,7 +76,8 @@ pub struct SendArgs {
     /// An id of your own: the same id in the same session is stored once
     #[arg(long, value_name = "ID")]
     pub id: Option<String>,
-    /// The daemon's socket, instead of socket.path of the configuration
+    /// The daemon's socket, instead of socket.path of the configuration (or, where nothing sets that and none is at its
+    /// usual place, the service's in /run/chat-historyd)
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// What was said; - reads it from standard input
@@ -90,7 +91,8 @@ pub struct StatusArgs {
     /// Shape of the output
     #[arg(long, value_enum, default_value_t = StatusFormat::Text)]
     pub format: StatusFormat,
-    /// The daemon's status socket, instead of status.socket of the configuration
+    /// The daemon's status socket, instead of status.socket of the configuration (or, where nothing sets that and none is
+    /// at its usual place, the service's in /run/chat-historyd)
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Show it again and again, every 2 s or every TIME ("500ms", "10s"), until it is interrupted

@@ -225,6 +225,7 @@ impl Daemon {
             settings: settings.clone(),
             metrics: Arc::clone(&metrics),
             refused_lines: Arc::default(),
+            refused_sessions: Arc::default(),
             draining: CancellationToken::new(),
             cut_off: CancellationToken::new(),
         };

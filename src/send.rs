@@ -56,7 +56,7 @@ fn socket(arguments: &SendArgs, sources: &Sources) -> Result<PathBuf, Exit> {
     if let Some(path) = &arguments.socket {
         return Ok(path.clone());
     }
-    match config::load(sources) {
+    match config::load_to_call(sources) {
         Ok(loaded) => Ok(loaded.settings.socket.path),
         Err(problems) => {
             eprint!("{problems}");

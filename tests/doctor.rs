@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::daemon::binary;
+use crate::support::daemon::{Builder, binary};
 use crate::support::eventually::{SOON, eventually, free_port};
 use crate::support::manager_api::SECRET;
 use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Producer, Rule, Variant, soon};
@@ -313,7 +313,7 @@ fn a_wrong_path_and_a_wrong_secret_are_told_apart() {
 #[test]
 fn a_missing_or_open_secret_is_found_before_anything_is_sent() {
     let api = api(Variant::Fork);
-    let daemon = Daemon::start_for(&api);
+    let mut daemon = Daemon::start_for(&api);
     std::fs::set_permissions(daemon.secret_file(), std::fs::Permissions::from_mode(0o644)).unwrap();
     let found = examine(&daemon, &[]);
     found.has("secret", "advice", "others may read");
@@ -327,6 +327,9 @@ fn a_missing_or_open_secret_is_found_before_anything_is_sent() {
     std::fs::write(daemon.config(), without).unwrap();
     if !std::path::Path::new("/run/credentials/chat-historyd.service").exists() {
         examine(&daemon, &[]).has("secret", "broken", "there is no server secret");
+        // The credential of a unit that is stopped cannot be seen.
+        daemon.kill9();
+        examine(&daemon, &[]).has("secret", "advice", "cannot be seen from here");
     }
 }
 
@@ -423,4 +426,135 @@ fn without_a_server_configured_it_is_advice() {
     found.verdict("advice");
     found.has("reachable", "advice", "no manager_api.url");
     found.has("gate", "advice", "no manager_api.url");
+}
+
+/// A daemon that runs as nobody, in a directory of its own; `None`, loudly, where that cannot be.
+fn nobodys(daemon: Builder) -> Option<Daemon> {
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let reachable = || {
+        let output = Command::new("setpriv").args(nobody).arg(binary()).arg("--version").output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !nix::unistd::geteuid().is_root() || !reachable() {
+        crate::support::skipped("another user cannot reach the binary here, or tests do not run as root");
+        return None;
+    }
+    let script = r#"chown 65534 "$3" && exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@""#;
+    let daemon = daemon.wrapper(&["sh", "-c", script, "sh"]).prepare();
+    give(daemon.directory(), 65534);
+    give(&daemon.directory().join("run"), 65534);
+    Some(daemon)
+}
+
+fn give(path: &std::path::Path, user: u32) {
+    std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
+}
+
+#[test]
+fn root_sees_what_the_daemons_user_may_not_write() {
+    let Some(mut daemon) = nobodys(Daemon::builder()) else { return };
+    std::fs::create_dir(daemon.backups()).unwrap();
+    daemon.start();
+    let found = examine(&daemon, &[]);
+    found.has("store", "sound", "can be written");
+    found.has("backup", "broken", "the daemon (user 65534) may not write");
+    found.verdict("broken");
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.say(1, "Hello");
+    agent.end();
+    soon("a backup was tried", || daemon.metric("backup_errors") > 0);
+    examine(&daemon, &[]).has("backup", "advice", "could not be written since the daemon started");
+    give(&daemon.backups(), 65534);
+    // A copy of the store that root brought back.
+    give(&daemon.store().join("lock"), 0);
+    let found = examine(&daemon, &[]);
+    found.has("backup", "sound", "can be written");
+    found.has("store", "broken", "/store/lock");
+    daemon.kill9();
+    daemon.spawn();
+    assert_eq!(daemon.wait(SOON).code(), Some(73));
+    soon("the log has the remedy", || daemon.log().contains("chown -R store.directory to the daemon's user"));
+}
+
+#[test]
+fn root_sees_that_the_daemons_user_may_not_read_the_secret() {
+    let api = api(Variant::Fork);
+    let Some(mut daemon) = nobodys(Daemon::builder().api(&api)) else { return };
+    daemon.start();
+    examine(&daemon, &[]).has("secret", "broken", "the daemon (user 65534) may not read");
+    give(&daemon.secret_file(), 65534);
+    examine(&daemon, &[]).has("secret", "sound", "takes the secret");
+}
+
+#[test]
+fn who_may_not_read_the_secret_is_told_that_and_not_that_it_is_broken() {
+    let api = api(Variant::Fork);
+    let Some(mut daemon) = nobodys(Daemon::builder().api(&api)) else { return };
+    daemon.start();
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(binary())
+        .args(["doctor", "--config"])
+        .arg(daemon.config())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("advice  secret       this user may not read the secret in "), "{text}");
+}
+
+#[test]
+fn who_is_not_among_the_allowed_users_does_not_knock() {
+    let mut daemon = Daemon::builder().set("socket.allowed_uids", "[54321]").prepare();
+    daemon.spawn();
+    soon("it serves", || daemon.try_status().is_some());
+    let found = examine(&daemon, &[]);
+    found.has("socket", "advice", "is not in socket.allowed_uids");
+    found.verdict("advice");
+    assert_eq!(daemon.metric("peers_refused"), 0);
+    assert!(!daemon.log().contains("was refused"), "{}", daemon.log());
+}
+
+#[test]
+fn a_daemon_without_room_for_one_connection_more_says_so() {
+    let daemon = Daemon::builder().set("socket.max_connections", "1").start();
+    soon("the readiness check has gone", || daemon.metric("connections") == 0);
+    let mut kept = Agent::connect(&daemon);
+    assert!(kept.is_answered());
+    let found = examine(&daemon, &[]);
+    found.has("socket", "broken", "has no room for one connection more");
+    assert!(found.finding("socket", "broken", "")["mend"].as_str().unwrap().contains("socket.max_connections"));
+}
+
+#[test]
+fn nothing_is_said_of_a_version_where_the_path_is_wrong() {
+    let api = api(Variant::Fork);
+    let mut daemon = Daemon::start_for(&api);
+    for endpoint in [Endpoint::Report, Endpoint::PubConfig] {
+        api.rule(Rule::new(Fault::status(404)).on(endpoint));
+    }
+    let found = examine(&daemon, &[]);
+    found.has("path", "broken", "");
+    found.has("time_unit", "advice", "cannot be told");
+    api.clear_faults();
+    daemon.set("manager_api.url", &format!("'http://127.0.0.1:{}/toy'", free_port()));
+    examine(&daemon, &["--mac", MAC]).has("device", "advice", "could not be asked");
+    daemon.unset("manager_api.url");
+    examine(&daemon, &["--mac", MAC]).has("device", "advice", "could not be asked");
+}
+
+#[test]
+fn a_refused_reload_is_told_also_when_the_file_is_mended_since() {
+    let mut daemon = Daemon::builder().start();
+    daemon.set("session.batch_size", "0");
+    daemon.hup();
+    soon("it is refused", || daemon.metric("config_last_reload_successful") == 0);
+    daemon.set("session.batch_size", "7");
+    examine(&daemon, &[]).has("reload", "advice", "the last reload was refused");
+    let output = Command::new(binary()).args(["status", "--config"]).arg(daemon.config()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("settings   the last reload was refused"), "{text}");
+    daemon.hup();
+    soon("it is taken", || daemon.metric("config_last_reload_successful") == 1);
+    assert!(examine(&daemon, &[]).said["findings"].as_array().unwrap().iter().all(|finding| finding["check"] != "reload"));
 }

@@ -371,3 +371,45 @@ fn every_alert_fires_for_its_trouble_and_is_silent_without_it() {
         }
     }
 }
+
+#[test]
+fn what_finds_no_room_on_the_shelf_either_is_told_loudly_and_everywhere() {
+    let Some(disk) = SmallDisk::mount("4m") else { return };
+    let daemon = Daemon::builder().set("store.directory", &format!("'{}'", disk.path().join("store").display()));
+    let (daemon, face) = Face::of(daemon.wrapper(&disk.wrapper()).set("store.shelf_bytes", "'64 KiB'"));
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "talk");
+    disk.fill();
+    let mut said = 0;
+    soon("the shelf is full", || {
+        agent.say(1, &"x".repeat(9_000));
+        said += 1;
+        agent.errors().len() >= 3
+    });
+    soon("all is taken or refused", || daemon.metric("pending") + daemon.labelled("skipped", "overloaded") == said);
+    let message = agent.errors()[0]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("store.shelf_bytes"), "{message}");
+    soon("it is told", || daemon.log().contains("the shelf in memory is full"));
+    let log = daemon.log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("the shelf in memory is full")).collect();
+    assert!(told.len() == 1 && told[0].contains(" ERROR "), "{told:?}");
+    let refused = daemon.status()["store"]["failing"]["refused_messages"].as_u64().unwrap();
+    assert!(refused >= 3 && refused == daemon.labelled("skipped", "overloaded"), "{refused}");
+    assert_eq!(daemon.labelled("refusals", "overloaded"), refused);
+    let ready = face.get("/readyz").body;
+    assert!(ready.contains(&format!("no room for {refused} messages: they were refused (store.shelf_bytes)")), "{ready}");
+    let printed = |command: &str| {
+        let output = Command::new(crate::support::daemon::binary()).args([command, "--config"]).arg(daemon.config()).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let doctor = printed("doctor");
+    assert!(doctor.contains(&format!("broken  refusing     the shelf in memory had no room for {refused} messages")), "{doctor}");
+    let status = printed("status");
+    assert!(status.contains(&format!(", {refused} messages refused, ")), "{status}");
+    assert!(status.contains(&format!(" {refused} skipped (overloaded {refused})\n")), "{status}");
+    disk.free();
+    soon("its end tells how many", || {
+        let log = daemon.log();
+        log.lines().any(|line| line.contains("the store works again") && line.contains(&format!("refused={refused}")))
+    });
+}

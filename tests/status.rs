@@ -1,7 +1,8 @@
 //! The status from outside: the socket, the command, and what they show of sessions, reports and the store.
 
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::net::UnixStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
@@ -179,7 +180,6 @@ fn watching_shows_it_again_and_again_without_control_characters_in_a_pipe_and_su
 
 #[test]
 fn a_client_that_does_not_read_or_says_nonsense_keeps_nobody_waiting() {
-    use std::io::Write;
     let daemon = Daemon::builder().start();
     let path = daemon.directory().join("run/status.sock");
     let deaf: Vec<UnixStream> = (0..10).map(|_| UnixStream::connect(&path).unwrap()).collect();
@@ -197,7 +197,6 @@ fn a_client_that_does_not_read_or_says_nonsense_keeps_nobody_waiting() {
 
 #[test]
 fn half_a_request_holds_no_place_of_those_who_ask_for_the_status() {
-    use std::io::Write;
     let daemon = Daemon::builder().start();
     let path = daemon.directory().join("run/status.sock");
     // More than there are places; each is somebody who may ask for a change, and takes his time.
@@ -423,4 +422,82 @@ fn the_prometheus_format_of_the_command_is_what_promtool_calls_clean() {
         Some(complaints) => assert_eq!(complaints, ""),
         None => skipped("promtool is not installed (Debian package prometheus)"),
     }
+}
+
+/// Somebody else at the status socket, who says this; who drips goes on with a space ten times a second, for ever.
+fn impostor(says: &'static str, drips: bool) -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("status.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut goes_on = stream.write_all(says.as_bytes()).is_ok() && drips;
+            stream.set_read_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
+            while goes_on {
+                // Nothing comes but the end, which a client that has heard enough makes.
+                let left = matches!(stream.read(&mut [0]), Ok(0));
+                goes_on = !left && stream.write_all(b" ").is_ok();
+            }
+        }
+    });
+    (directory, path)
+}
+
+fn asked(path: &std::path::Path) -> Output {
+    Command::new(binary()).args(["status", "--socket"]).arg(path).output().unwrap()
+}
+
+#[test]
+fn what_is_no_status_is_no_daemon_and_a_status_of_another_version_is_called_that() {
+    for says in ["null", "[1,2]", "\"status\"", "7"] {
+        let (_directory, path) = impostor(says, false);
+        let output = asked(&path);
+        assert_eq!(output.status.code(), Some(69), "{says}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("gives no status"), "{says}: {output:?}");
+    }
+    let (_directory, path) = impostor("{\"v\":9}", false);
+    let output = asked(&path);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text.contains("version    the status is not of version 1"), "{text}");
+    assert!(text.contains("gate       ?\n") && text.contains("store      ?, "), "nothing is called well: {text}");
+}
+
+#[test]
+fn an_answer_that_never_ends_is_not_waited_for() {
+    let (_one, status) = impostor(" ", true);
+    let (_other, events) = impostor(" ", true);
+    let daemon = Daemon::builder().prepare();
+    let sockets = format!("[socket]\npath = '{}'\n[status]\nsocket = '{}'\n", events.display(), status.display());
+    std::fs::write(daemon.config(), format!("{sockets}[store]\ndirectory = '{}'\n", daemon.store().display())).unwrap();
+    for command in ["status", "doctor"] {
+        let mut child = Command::new(binary())
+            .args([command, "--config"])
+            .arg(daemon.config())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        crate::support::guard::kill_at_end(child.id());
+        let ended = eventually(crate::support::eventually::SOON, "it gives up", || child.try_wait().unwrap());
+        assert_eq!(ended.code(), Some(if command == "doctor" { 1 } else { 69 }), "{command}");
+    }
+}
+
+#[test]
+fn who_has_no_daemon_of_his_own_sees_the_service_of_the_machine() {
+    use std::os::unix::fs::PermissionsExt;
+    let (directory, path) = impostor("{\"v\":1,\"daemon\":\"chat-historyd/of-the-machine\"}", false);
+    let config = directory.path().join("empty.toml");
+    std::fs::write(&config, "").unwrap();
+    for (place, mode) in [(directory.path(), 0o755), (&path, 0o666), (&config, 0o644)] {
+        std::fs::set_permissions(place, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let script = r#"mount -t tmpfs tmpfs /run && mkdir /run/chat-historyd && ln -s "$1" /run/chat-historyd/status.sock &&
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups env -i HOME=/nonexistent "$0" status --config "$2""#;
+    let ours = Command::new("unshare").args(["-m", "sh", "-c", script]).arg(binary()).arg(&path).arg(&config).output();
+    let Some(output) = ours.ok().filter(|output| matches!(output.status.code(), Some(0 | 69 | 78))) else {
+        return skipped("no mount namespace or no other user here");
+    };
+    assert!(String::from_utf8_lossy(&output.stdout).contains("chat-historyd/of-the-machine"), "{output:?}");
 }

@@ -17,6 +17,8 @@ pub struct Environment {
     pub uid: u32,
     /// Where a file for the whole machine is looked for: `/etc/chat-historyd`.
     pub system_config: PathBuf,
+    /// Where the service of the whole machine has its sockets: `/run/chat-historyd`.
+    pub system_runtime: PathBuf,
     /// The user's configuration directory (`$XDG_CONFIG_HOME`, else `~/.config`).
     pub config_home: Option<PathBuf>,
     /// The user's state directory (`$XDG_STATE_HOME`, else `~/.local/state`).
@@ -42,6 +44,7 @@ impl Environment {
             variables: std::env::vars_os().collect(),
             uid: nix::unistd::geteuid().as_raw(),
             system_config: Path::new("/etc").join(NAME),
+            system_runtime: Path::new("/run").join(NAME),
             config_home: base.map(|base| base.config_dir().to_owned()),
             state_home: base.and_then(|base| base.state_dir()).map(Path::to_owned),
             runtime_home: base.and_then(|base| base.runtime_dir()).map(Path::to_owned),
@@ -122,6 +125,7 @@ mod tests {
             variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
             uid,
             system_config: "/etc/chat-historyd".into(),
+            system_runtime: "/run/chat-historyd".into(),
             config_home: Some("/home/u/.config".into()),
             state_home: Some("/home/u/.local/state".into()),
             runtime_home: Some("/run/user/7".into()),

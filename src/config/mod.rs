@@ -117,6 +117,25 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     if problems.is_empty() { Ok(Loaded { settings, origins, warnings, file }) } else { Err(ConfigError { problems, warnings }) }
 }
 
+/// Loads the settings for who calls a daemon: where nothing names its sockets and none stands at their usual place, the
+/// service of the whole machine is meant, if there is one. The producers' clients find it the same way.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_to_call(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let mut loaded = load(sources)?;
+    let is_named = |key| loaded.origins.get(key).is_some_and(|origin| *origin != Origin::Default);
+    if !is_named("socket.path") && !is_named("status.socket") {
+        for socket in [&mut loaded.settings.socket.path, &mut loaded.settings.status.socket] {
+            let of_the_service = socket.file_name().map(|name| sources.environment.system_runtime.join(name));
+            if let Some(path) = of_the_service.filter(|path| !socket.exists() && path.exists()) {
+                *socket = path;
+            }
+        }
+    }
+    Ok(loaded)
+}
+
 impl Settings {
     /// The defaults in an environment. Without a home for the store, `store.directory` is empty and must be set.
     #[must_use]

@@ -4,20 +4,21 @@ use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::unistd::geteuid;
 use serde_json::Value;
 
 use super::finding::Finding;
-use crate::config::Settings;
+use crate::config::{Settings, SocketSettings};
 use crate::status_command::{ask, dial};
 
 /// How long the daemon may take to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The most that is read of its answer.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 
 pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
-    let mut findings = vec![socket(&settings.socket.path)];
+    let mut findings = vec![socket(&settings.socket)];
     match ask(&settings.status.socket) {
         Ok(status) => findings.extend(told(&status)),
         Err(error) => findings.push(unanswered("status", &settings.status.socket, &error)),
@@ -25,7 +26,13 @@ pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn socket(path: &Path) -> Finding {
+fn socket(settings: &SocketSettings) -> Finding {
+    let SocketSettings { path, allowed_uids, .. } = settings;
+    let us = geteuid().as_raw();
+    if !allowed_uids.is_empty() && !allowed_uids.contains(&us) {
+        let what = format!("doctor does not connect to {}: its user {us} is not in socket.allowed_uids", path.display());
+        return Finding::advice("socket", what, "run doctor as one of these users, too: producers need this socket");
+    }
     match ping(path) {
         Ok(()) => Finding::sound("socket", format!("a daemon answers at {}", path.display())),
         Err(error) => unanswered("socket", path, &error),
@@ -34,17 +41,22 @@ fn socket(path: &Path) -> Finding {
 
 fn ping(path: &Path) -> std::io::Result<()> {
     let mut stream = dial(path, PATIENCE)?;
-    stream.write_all(b"{\"type\":\"ping\",\"id\":\"doctor\"}\n")?;
+    // A daemon that has no room says so and hangs up, maybe before it is asked: that answer is read all the same.
+    let asked = stream.write_all(b"{\"type\":\"ping\",\"id\":\"doctor\"}\n");
     for line in BufReader::new(stream.take(MAX_ANSWER_BYTES)).split(b'\n') {
         let answer: Value = serde_json::from_slice(&line?).map_err(Error::other)?;
         match answer.get("type").and_then(Value::as_str) {
             Some("pong") => return Ok(()),
+            Some("error") if answer.get("code").is_some_and(|code| code == "too_many_connections") => {
+                return Err(ErrorKind::ResourceBusy.into());
+            }
             Some("error") => {
                 return Err(Error::other(answer.get("code").and_then(Value::as_str).unwrap_or("an error").to_owned()));
             }
             _ => {}
         }
     }
+    asked?;
     Err(Error::new(ErrorKind::UnexpectedEof, "it hung up without an answer"))
 }
 
@@ -67,6 +79,10 @@ fn unanswered(check: &'static str, path: &Path, error: &Error) -> Finding {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             let mend = "the daemon may be starting or stuck: look at its log (journalctl -u chat-historyd)";
             Finding::broken(check, format!("the daemon at {shown} does not answer within {} s", PATIENCE.as_secs()), mend)
+        }
+        ErrorKind::ResourceBusy => {
+            let mend = "raise socket.max_connections, or look for a producer that leaves its connections open";
+            Finding::broken(check, format!("the daemon at {shown} has no room for one connection more"), mend)
         }
         _ => {
             let mend = "look at the daemon's log (journalctl -u chat-historyd)";
@@ -95,16 +111,38 @@ fn told(status: &Value) -> Vec<Finding> {
         }
         "open" => Finding::sound("gate", "messages are sent".to_owned()),
         "unknown" => Finding::broken("gate", text("/gate/reason").to_owned(), "restart the daemon, and look at its log"),
-        _ => Finding::advice("gate", "the running daemon has no manager_api.url".to_owned(), "set it and reload the daemon"),
+        "no_url" => {
+            Finding::advice("gate", "the running daemon has no manager_api.url".to_owned(), "set it and reload the daemon")
+        }
+        _ => Finding::advice("gate", "the daemon does not tell of its gate".to_owned(), "restart it, if it is another version"),
     });
     if let Some(what) = status.pointer("/store/failing/what").and_then(Value::as_str) {
         let what =
             format!("the daemon has not been able to write its store for {} s: {what}", number("/store/failing/since_seconds"));
         findings.push(Finding::broken("writing", what, "mend the disk; messages stand in memory meanwhile (store.shelf_bytes)"));
+        let refused = number("/store/failing/refused_messages");
+        if refused > 0 {
+            let what = format!("the shelf in memory had no room for {refused} messages: they were refused");
+            findings.push(Finding::broken("refusing", what, "mend the disk, or the delivery, which makes room on the shelf"));
+        }
     }
     if status.pointer("/store/full").and_then(Value::as_bool) == Some(true) {
         let what = "the store is full: nothing is taken in".to_owned();
         findings.push(Finding::broken("writing", what, "raise store.max_bytes, or mend the delivery"));
+    }
+    let backups = number("/metrics/backup_errors");
+    if backups > 0 {
+        let mend =
+            "look at backup.directory and the daemon's log (journalctl -u chat-historyd -p warning); the store has everything";
+        findings.push(Finding::advice(
+            "backup",
+            format!("{backups} backups could not be written since the daemon started"),
+            mend,
+        ));
+    }
+    if status.pointer("/metrics/config_last_reload_successful").and_then(Value::as_u64) == Some(0) {
+        let what = "the last reload was refused: the daemon runs with older settings than its file's".to_owned();
+        findings.push(Finding::advice("reload", what, "mend what chat-historyd --check-config names, then reload the daemon"));
     }
     let devices = number("/upload/devices_waiting");
     if devices > 0 {
@@ -134,6 +172,8 @@ fn told(status: &Value) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::doctor::finding::Level;
     use serde_json::json;
@@ -145,7 +185,8 @@ mod tests {
             "gate": { "state": "closed", "kind": "operator", "reason": "why", "since_seconds": 7 },
             "pending": 3,
             "upload": { "devices_waiting": 2, "strikes": 1 },
-            "store": { "failing": { "what": "no space", "since_seconds": 5 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
+            "metrics": { "backup_errors": 2, "config_last_reload_successful": 0 },
+            "store": { "failing": { "what": "no space", "since_seconds": 5, "refused_messages": 6 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
         });
         let found: Vec<(&str, Level)> = told(&status).iter().map(|finding| (finding.check, finding.level)).collect();
         assert_eq!(
@@ -154,7 +195,10 @@ mod tests {
                 ("status", Level::Advice),
                 ("gate", Level::Broken),
                 ("writing", Level::Broken),
+                ("refusing", Level::Broken),
                 ("writing", Level::Broken),
+                ("backup", Level::Advice),
+                ("reload", Level::Advice),
                 ("devices", Level::Advice),
                 ("refused", Level::Advice),
                 ("rejected", Level::Advice),
@@ -171,10 +215,12 @@ mod tests {
             ErrorKind::ConnectionRefused,
             ErrorKind::PermissionDenied,
             ErrorKind::WouldBlock,
+            ErrorKind::ResourceBusy,
             ErrorKind::Other,
         ];
-        let mut said: Vec<String> = kinds.iter().map(|kind| unanswered("socket", path, &(*kind).into()).what).collect();
-        said.dedup();
-        assert_eq!(said.len(), kinds.len());
+        let findings = kinds.map(|kind| unanswered("socket", path, &kind.into()));
+        let different = |part: fn(&Finding) -> &str| findings.iter().map(part).collect::<BTreeSet<_>>().len();
+        assert_eq!(different(|finding| &finding.what), kinds.len(), "{findings:#?}");
+        assert_eq!(different(|finding| &finding.mend), kinds.len(), "{findings:#?}");
     }
 }

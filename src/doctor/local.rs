@@ -6,17 +6,22 @@ use std::path::Path;
 
 use nix::unistd::{AccessFlags, access, geteuid};
 
-use super::finding::Finding;
+use super::daemons_user::DaemonsUser;
+use super::finding::{Finding, Level};
 use crate::config::{Settings, StoreSettings};
 
 /// Below this a store soon stops being written.
 const SCARCE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The directories that the daemon writes to.
-pub(super) fn directories(settings: &Settings) -> Vec<Finding> {
-    let mut findings = vec![directory("store", "store.directory", &settings.store.directory, true)];
+pub(super) fn directories(settings: &Settings, user: Option<DaemonsUser>) -> Vec<Finding> {
+    let looked = |check, key, path: &Path, private| {
+        let seen = directory(check, key, path, private);
+        user.filter(|_| seen.level != Level::Broken).and_then(|user| user.cannot_write(check, path)).unwrap_or(seen)
+    };
+    let mut findings = vec![looked("store", "store.directory", &settings.store.directory, true)];
     if settings.backup.enabled {
-        findings.push(directory("backup", "backup.directory", &settings.backup.directory, false));
+        findings.push(looked("backup", "backup.directory", &settings.backup.directory, false));
     }
     findings
 }

@@ -1,10 +1,13 @@
 //! The Manager API: reachable, the right path, the right secret, the time unit, the clock, a device.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::finding::Finding;
-use crate::config::{ManagerApiSettings, SecretSource};
+use super::daemons_user::DaemonsUser;
+use super::finding::{Finding, Level};
+use crate::config::{ManagerApiSettings, SecretError, SecretSource};
 use crate::manager_api::{AgentLookup, ManagerApi, ServerLook, ServerProfile, Verdict};
 use crate::protocol::MacAddress;
 
@@ -17,7 +20,26 @@ const SKEW_BROKEN: Duration = Duration::from_secs(24 * 3600);
 /// The unit's credential while the service runs, which only systemd hands to the daemon itself.
 const CREDENTIAL_OF_THE_UNIT: &str = "/run/credentials/chat-historyd.service/manager-api-secret";
 
-pub(super) fn examine(settings: &ManagerApiSettings, mac: Option<MacAddress>) -> Vec<Finding> {
+/// Who looks, and at what.
+pub(super) struct View {
+    /// Asked for, too.
+    pub(super) mac: Option<MacAddress>,
+    /// A daemon answers: what its unit hands to it can be seen.
+    pub(super) daemon_runs: bool,
+    /// The daemon's user, where that is another one than ours and we may see what it sees.
+    pub(super) user: Option<DaemonsUser>,
+}
+
+pub(super) fn examine(settings: &ManagerApiSettings, view: &View) -> Vec<Finding> {
+    let mut findings = examine_server(settings, view);
+    if let Some(mac) = view.mac.filter(|_| findings.iter().all(|finding| finding.check != "device")) {
+        let what = format!("whether {mac} is registered cannot be told: the Manager API could not be asked");
+        findings.push(Finding::advice("device", what, "mend the finding \"reachable\" first"));
+    }
+    findings
+}
+
+fn examine_server(settings: &ManagerApiSettings, view: &View) -> Vec<Finding> {
     if settings.url.is_none() {
         let what = "no manager_api.url is set: history is only kept here".to_owned();
         return vec![Finding::advice(
@@ -27,11 +49,14 @@ pub(super) fn examine(settings: &ManagerApiSettings, mac: Option<MacAddress>) ->
         )];
     }
     let mut settings = settings.clone();
-    let credential = PathBuf::from(CREDENTIAL_OF_THE_UNIT);
+    let credential = Path::new(CREDENTIAL_OF_THE_UNIT);
     if settings.secret.is_none() && credential.exists() {
-        settings.secret = Some(SecretSource::Credential(credential));
+        settings.secret = Some(SecretSource::Credential(credential.to_owned()));
     }
-    let mut findings: Vec<Finding> = secret(settings.secret.as_ref()).into_iter().collect();
+    let mut findings: Vec<Finding> = match &settings.secret {
+        Some(source) => secret(source, view).into_iter().collect(),
+        None => vec![no_secret(fs::metadata(credential).err().map(|error| error.kind()), view.daemon_runs)],
+    };
     let api = match ManagerApi::new(&settings) {
         Ok(api) => api,
         Err(error) => {
@@ -46,18 +71,39 @@ pub(super) fn examine(settings: &ManagerApiSettings, mac: Option<MacAddress>) ->
             return findings;
         }
     };
-    runtime.block_on(ask(&settings, &api, mac, &mut findings));
+    runtime.block_on(ask(&settings, &api, view.mac, &mut findings));
     findings
 }
 
+/// No setting names a secret, and the unit's credential cannot be used from here, for this reason.
+fn no_secret(unseen: Option<ErrorKind>, daemon_runs: bool) -> Finding {
+    let what = "no setting names a server secret, and whether the unit has one cannot be seen from here".to_owned();
+    if unseen != Some(ErrorKind::NotFound) {
+        return Finding::advice("secret", what, "run doctor as root");
+    }
+    if !daemon_runs {
+        // systemd shows credentials while their service runs.
+        let mend = "start the unit and run doctor again; without a unit set manager_api.secret_file";
+        return Finding::advice("secret", what, mend);
+    }
+    let mend = "set manager_api.secret_file, or put it into the credential manager-api-secret of the unit";
+    Finding::broken("secret", "there is no server secret".to_owned(), mend)
+}
+
 /// What is wrong with the secret on this side.
-fn secret(source: Option<&SecretSource>) -> Option<Finding> {
-    let Some(source) = source else {
-        let mend = "set manager_api.secret_file, or put it into the credential manager-api-secret of the unit";
-        return Some(Finding::broken("secret", "there is no server secret".to_owned(), mend));
-    };
-    if let Err(error) = source.read() {
-        return Some(Finding::broken("secret", error.to_string(), error.hint()));
+fn secret(source: &SecretSource, view: &View) -> Option<Finding> {
+    match source.read() {
+        Err(SecretError::Unreadable { path, source }) if source.kind() == ErrorKind::PermissionDenied => {
+            let what = format!("this user may not read the secret in {}", path.display());
+            return Some(Finding::advice("secret", what, "run doctor as root or as the daemon's user"));
+        }
+        Err(error) => return Some(Finding::broken("secret", error.to_string(), error.hint())),
+        Ok(_) => {}
+    }
+    if let SecretSource::File(path) = source
+        && let Some(finding) = view.user.and_then(|user| user.cannot_read("secret", path))
+    {
+        return Some(finding);
     }
     source.is_exposed().then(|| {
         let path = source.path().map(|path| path.display().to_string()).unwrap_or_default();
@@ -76,11 +122,11 @@ async fn ask(settings: &ManagerApiSettings, api: &ManagerApi, mac: Option<MacAdd
         }
     };
     findings.push(Finding::sound("reachable", format!("{url} answers")));
-    let has_secret = findings.iter().all(|finding| finding.check != "secret" || finding.mend.starts_with("chmod"));
-    if has_secret {
+    if settings.secret.as_ref().is_some_and(|source| source.read().is_ok()) {
         findings.extend(door(&look, &api.probe().await));
     }
-    findings.push(version(settings, &look));
+    let wrong_path = findings.iter().any(|finding| finding.check == "path" && finding.level == Level::Broken);
+    findings.push(if wrong_path { unknown_version() } else { version(settings, &look) });
     findings.extend(look.date.map(|date| clock(date, SystemTime::now())));
     if let Some(mac) = mac {
         findings.push(device(mac, api.agent_id(mac).await));
@@ -111,6 +157,12 @@ fn door(look: &ServerLook, probe: &Verdict) -> Vec<Finding> {
             vec![Finding::broken("answers", format!("the server is in trouble: {}", other.text()), mend)]
         }
     }
+}
+
+/// Whatever answers at a wrong path says nothing of the server.
+fn unknown_version() -> Finding {
+    let what = "the server's version cannot be told while the path is wrong".to_owned();
+    Finding::advice("time_unit", what, "mend the path first")
 }
 
 fn version(settings: &ManagerApiSettings, look: &ServerLook) -> Finding {
@@ -166,7 +218,7 @@ fn device(mac: MacAddress, lookup: AgentLookup) -> Finding {
         AgentLookup::Failed { reason } => Finding::advice(
             "device",
             format!("whether {mac} is registered cannot be told: {reason}"),
-            "mend the findings above first",
+            "mend what is broken above, or look at the server's log and try again",
         ),
     }
 }
@@ -174,7 +226,6 @@ fn device(mac: MacAddress, lookup: AgentLookup) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::finding::Level;
 
     #[test]
     fn a_clock_is_judged_by_its_distance_in_both_directions() {
@@ -184,5 +235,14 @@ mod tests {
             assert_eq!(clock(now + skew, now).level, level, "{seconds} s behind");
             assert_eq!(clock(now - skew, now).level, level, "{seconds} s ahead");
         }
+    }
+
+    #[test]
+    fn a_secret_out_of_sight_is_not_said_to_be_missing() {
+        let unit_hides_it = no_secret(Some(ErrorKind::PermissionDenied), true);
+        assert_eq!((unit_hides_it.level, unit_hides_it.mend.as_str()), (Level::Advice, "run doctor as root"));
+        let unit_is_stopped = no_secret(Some(ErrorKind::NotFound), false);
+        assert!(unit_is_stopped.level == Level::Advice && unit_is_stopped.mend.starts_with("start the unit"));
+        assert_eq!(no_secret(Some(ErrorKind::NotFound), true).level, Level::Broken);
     }
 }

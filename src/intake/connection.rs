@@ -1,5 +1,6 @@
 //! One producer's connection: reads lines, hands their events to the sessions they name, writes what is to be said.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::binding::{self, Bound};
 use super::flush;
@@ -25,7 +26,7 @@ use crate::protocol::{
 };
 use crate::session::actor::BindRefused;
 use crate::session::{Batch, Entry, Event, Input, ProducerLink, Registry, SessionRef};
-use crate::store::Settled;
+use crate::store::{NoRoom, Settled};
 use crate::upload::Deliveries;
 
 /// Lines handed to a session at once.
@@ -51,8 +52,10 @@ pub struct Surroundings {
     pub settings: watch::Receiver<Arc<Settings>>,
     /// The books.
     pub metrics: Arc<Metrics>,
-    /// Refused lines are told of once a minute, whoever sends them.
-    pub refused_lines: Arc<Mutex<Throttle>>,
+    /// Refused lines are told of once a minute for each code, whoever sends them.
+    pub refused_lines: Arc<Mutex<HashMap<RefusalCode, Throttle>>>,
+    /// So are lines of sessions for which there is no room.
+    pub refused_sessions: Arc<Mutex<Throttle>>,
     /// The daemon is stopping: say so, read what is there, end.
     pub draining: CancellationToken,
     /// The time for that is over.
@@ -305,17 +308,18 @@ impl Connection {
         let on_settled = Box::new(move |settled| match (settled, ticket) {
             (Settled::Durable, Some(ticket)) => outbox.settle(ticket),
             (Settled::Durable, None) => {}
-            (Settled::Overloaded, _) => {
+            (Settled::Overloaded(why), _) => {
                 if fatal {
                     link.cut();
                 }
-                outbox.overloaded(lines, last_seq, fatal);
+                outbox.overloaded(lines, last_seq, fatal, why);
             }
         });
         let batch = Batch { entries, stream, link: Arc::clone(&self.link), recorded: self.read_at, on_settled };
         let Ok(session) = self.session(&identity) else {
             self.around.metrics.skipped.add(Skip::Overloaded, batch.entries.iter().map(|entry| entry.event.weight()).sum());
-            (batch.on_settled)(Settled::Overloaded);
+            self.tell_of_too_many_sessions(&identity, lines);
+            (batch.on_settled)(Settled::Overloaded(NoRoom::Sessions));
             return;
         };
         session.send(Input::Batch(batch)).await;
@@ -426,12 +430,27 @@ impl Connection {
         metrics.skipped.increment(Skip::Refused);
         metrics.refusals.increment(refusal.code);
         let (code, field) = (refusal.code.as_str(), refusal.field.as_deref().unwrap_or(""));
-        let permitted =
-            self.around.refused_lines.lock().unwrap_or_else(PoisonError::into_inner).permits(std::time::Instant::now());
+        // Who has not said whose lines they are can still be found by its process.
+        let mac = self.bound.as_ref().map(|bound| tracing::field::display(bound.identity.mac.short()));
+        let pid = self.stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let mut throttles = self.around.refused_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let permitted = throttles.entry(refusal.code).or_default().permits(std::time::Instant::now());
+        drop(throttles);
         if let Some(more) = permitted {
-            warn!(code, field, more, "a line was refused");
+            warn!(code, field, mac, pid, more, "a line was refused");
         } else {
-            debug!(code, field, "a line was refused");
+            debug!(code, field, mac, pid, "a line was refused");
+        }
+    }
+
+    fn tell_of_too_many_sessions(&self, identity: &SessionIdentity, lines: u64) {
+        let mac = identity.mac.short();
+        let permitted =
+            self.around.refused_sessions.lock().unwrap_or_else(PoisonError::into_inner).permits(std::time::Instant::now());
+        if let Some(more) = permitted {
+            error!(%mac, lines, more, "too many sessions are open: lines of new ones are refused (raise session.max_open)");
+        } else {
+            debug!(%mac, lines, "lines of a new session were refused: too many are open");
         }
     }
 

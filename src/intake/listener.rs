@@ -29,7 +29,14 @@ pub struct Listener {
     around: Surroundings,
     connections: TaskTracker,
     are_you_alive: mpsc::Receiver<oneshot::Sender<()>>,
+    refused: Refused,
+}
+
+/// Refused connections are told of once a minute, those of strangers and those too many.
+#[derive(Default)]
+struct Refused {
     strangers: Throttle,
+    too_many: Throttle,
 }
 
 /// How the daemon reaches the running listener.
@@ -56,7 +63,7 @@ impl Listener {
     pub fn new(socket: UnixListener, path: PathGuard, around: Surroundings) -> (Self, Intake) {
         let (ask, are_you_alive) = mpsc::channel(4);
         (
-            Self { socket, path, around, connections: TaskTracker::new(), are_you_alive, strangers: Throttle::new() },
+            Self { socket, path, around, connections: TaskTracker::new(), are_you_alive, refused: Refused::default() },
             Intake { ask },
         )
     }
@@ -75,7 +82,7 @@ impl Listener {
                             info!("connections are accepted again");
                             pause = PAUSE.0;
                         }
-                        welcome(&self.around, &self.connections, &mut self.strangers, stream);
+                        welcome(&self.around, &self.connections, &mut self.refused, stream);
                     }
                     Err(error) => self.back_off(&error, &mut pause, &stop).await,
                 },
@@ -103,7 +110,7 @@ impl Listener {
     }
 
     async fn drain(self) {
-        let Self { socket, path, around, connections, mut strangers, .. } = self;
+        let Self { socket, path, around, connections, mut refused, .. } = self;
         // The path goes first: who still found it stands in the queue and is welcomed, who comes later finds nobody. A
         // supervisor's path stays, and with it its queue, which the next daemon may work off as well as this one.
         drop(path);
@@ -112,7 +119,7 @@ impl Listener {
             Ok(socket) => {
                 while let Ok((stream, _)) = socket.accept() {
                     if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) {
-                        welcome(&around, &connections, &mut strangers, stream);
+                        welcome(&around, &connections, &mut refused, stream);
                     }
                 }
             }
@@ -128,7 +135,7 @@ impl Listener {
     }
 }
 
-fn welcome(around: &Surroundings, connections: &TaskTracker, strangers: &mut Throttle, stream: UnixStream) {
+fn welcome(around: &Surroundings, connections: &TaskTracker, refused: &mut Refused, stream: UnixStream) {
     let settings = around.settings.borrow().clone();
     let metrics = &around.metrics;
     let allowed = &settings.socket.allowed_uids;
@@ -136,7 +143,7 @@ fn welcome(around: &Surroundings, connections: &TaskTracker, strangers: &mut Thr
         let uid = stream.peer_cred().map(|peer| peer.uid());
         if !uid.as_ref().is_ok_and(|uid| allowed.contains(uid)) {
             metrics.peers_refused.increment();
-            if let Some(more) = strangers.permits(std::time::Instant::now()) {
+            if let Some(more) = refused.strangers.permits(std::time::Instant::now()) {
                 warn!(uid = ?uid.ok(), more, "a peer is not in socket.allowed_uids and was refused");
             }
             return;
@@ -144,6 +151,10 @@ fn welcome(around: &Surroundings, connections: &TaskTracker, strangers: &mut Thr
     }
     if connections.len() >= settings.socket.max_connections {
         metrics.refusals.increment(RefusalCode::TooManyConnections);
+        if let Some(more) = refused.too_many.permits(std::time::Instant::now()) {
+            let max_connections = settings.socket.max_connections;
+            warn!(max_connections, more, "too many connections are open: another was refused (raise socket.max_connections)");
+        }
         let mut line = Vec::new();
         Reply::Error {
             code: RefusalCode::TooManyConnections,

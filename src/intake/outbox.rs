@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use crate::observe::Metrics;
 use crate::protocol::RefusalCode;
 use crate::protocol::reply::Reply;
+use crate::store::NoRoom;
 
 /// Bytes of replies that may wait for a client.
 const MAX_WAITING_BYTES: usize = 64 * 1024;
@@ -110,14 +111,12 @@ impl Outbox {
     }
 
     /// Lines were not taken. On a stream that is fatal, for a stream must not have a hole.
-    pub fn overloaded(&self, lines: u64, seq: Option<u64>, fatal: bool) {
+    pub fn overloaded(&self, lines: u64, seq: Option<u64>, fatal: bool, why: NoRoom) {
+        self.metrics.refusals.add(RefusalCode::Overloaded, lines);
         self.say(&Reply::Error {
             code: RefusalCode::Overloaded,
             field: None,
-            message: format!(
-                "{lines} lines were not taken: store and memory are full or the daemon is stopping (send them again later)"
-            )
-            .into(),
+            message: format!("{lines} lines were not taken: {} (send them again later)", why.as_str()).into(),
             seq,
             line: None,
             fatal,
@@ -221,7 +220,7 @@ mod tests {
     #[test]
     fn after_a_fatal_reply_nothing_more_is_said() {
         let outbox = Outbox::new(Arc::default());
-        outbox.overloaded(1, Some(4), true);
+        outbox.overloaded(1, Some(4), true, NoRoom::Stopping);
         let length = outbox.inner().bytes.len();
         outbox.say(&Reply::Draining);
         assert_eq!(outbox.inner().bytes.len(), length);

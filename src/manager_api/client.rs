@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Method, Request, Url};
+use tracing::debug;
 
 use super::connection;
 use super::credential::Credential;
@@ -21,6 +22,7 @@ use super::report;
 use super::transport::{Taken, WatchedBody, describe, failure, read_body};
 use super::verdict::{Answer, BodyEnd, Verdict, classify, operator, retry_after};
 use crate::config::{ManagerApiSettings, MaxContent};
+use crate::observe::metrics::Label;
 use crate::protocol::MacAddress;
 
 /// The most of an answer that is read. The API's own are a few hundred bytes; its public configuration some thousand.
@@ -185,7 +187,10 @@ impl ManagerApi {
     /// # Cancel safety
     /// Nothing is stored, so nothing is lost.
     pub async fn probe(&self) -> Verdict {
-        self.post(Bytes::from_static(b"{}"), None).await.0
+        let started = Instant::now();
+        let (verdict, status) = self.post(Bytes::from_static(b"{}"), None).await;
+        debug!(outcome = verdict.outcome().as_str(), status, elapsed = ?started.elapsed(), "empty report");
+        verdict
     }
 
     /// What the server can store. Without a request when `manager_api.report_time_unit` is fixed.
@@ -199,7 +204,8 @@ impl ManagerApi {
         if let Some(profile) = self.0.fixed_profile {
             return Ok(profile);
         }
-        let received = self.get(self.0.profile_url.clone(), None).await.map_err(|reason| ProfileUnknown { reason })?;
+        let received =
+            self.get("user/pub-config", self.0.profile_url.clone(), None).await.map_err(|reason| ProfileUnknown { reason })?;
         Ok(ServerProfile::from_answer(&received.answer())?.limited(self.0.max_content))
     }
 
@@ -211,7 +217,7 @@ impl ManagerApi {
     /// # Cancel safety
     /// Nothing is stored, so nothing is lost.
     pub async fn look(&self) -> Result<ServerLook, String> {
-        let received = self.get(self.0.profile_url.clone(), None).await?;
+        let received = self.get("user/pub-config", self.0.profile_url.clone(), None).await?;
         let answer = received.answer();
         Ok(ServerLook {
             profile: ServerProfile::from_answer(&answer),
@@ -232,7 +238,7 @@ impl ManagerApi {
         let Ok(url) = Url::parse(&format!("{}/{}/agent-id", self.0.agent_base, mac.bare())) else {
             return AgentLookup::Failed { reason: "manager_api.url makes no URL".to_owned() };
         };
-        match self.get(url, Some(authorization)).await {
+        match self.get("agent-id", url, Some(authorization)).await {
             Ok(received) => lookup::from_answer(&received.answer()),
             Err(reason) => AgentLookup::Failed { reason },
         }
@@ -259,14 +265,18 @@ impl ManagerApi {
         }
     }
 
-    async fn get(&self, url: Url, authorization: Option<HeaderValue>) -> Result<Received, String> {
+    async fn get(&self, call: &'static str, url: Url, authorization: Option<HeaderValue>) -> Result<Received, String> {
         let mut request = Request::new(Method::GET, url);
         *request.timeout_mut() = Some(self.0.timeout);
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
         if let Some(authorization) = authorization {
             request.headers_mut().insert(AUTHORIZATION, authorization);
         }
-        self.exchange(request).await.map_err(|error| describe(&error))
+        let started = Instant::now();
+        let received = self.exchange(request).await.map_err(|error| describe(&error));
+        let (status, error) = (received.as_ref().ok().map(|received| received.status), received.as_ref().err());
+        debug!(call, status, error, elapsed = ?started.elapsed(), "question");
+        received
     }
 
     async fn exchange(&self, request: Request) -> Result<Received, reqwest::Error> {

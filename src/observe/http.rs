@@ -156,6 +156,12 @@ impl Face {
                 failing.since.elapsed().as_secs(),
                 failing.what
             ));
+            if failing.refused > 0 {
+                obstacles.push(format!(
+                    "the shelf in memory had no room for {} messages: they were refused (store.shelf_bytes)",
+                    failing.refused
+                ));
+            }
         }
         if health.full {
             obstacles.push("the store is full of undelivered messages: new ones are refused (store.max_bytes)".to_owned());

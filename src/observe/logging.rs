@@ -58,6 +58,11 @@ fn shape_on_stderr(format: LogFormat, environment: &Environment) -> Shape {
 /// Says why there is no daemon, while there are no settings yet to log by. The journal knows each line as an error: it is what
 /// `journalctl -p err` is asked for after a start that failed.
 pub fn complain(reasons: &str, environment: &Environment) {
+    // What the file says of the format cannot be used, like the rest of it; the environment is heard.
+    let wants_json = environment.variable("CHAT_HISTORYD__LOG__FORMAT").is_some_and(|format| format == "json");
+    if wants_json && init(&LogSettings { level: LogLevel::Error, format: LogFormat::Json }, environment).is_ok() {
+        return reasons.lines().for_each(|reason| tracing::error!("{reason}"));
+    }
     let priority = if shape_on_stderr(LogFormat::Auto, environment) == Shape::Journal { "<3>" } else { "" };
     for line in reasons.lines() {
         eprintln!("{priority}{line}");

@@ -28,7 +28,7 @@ const READINGS: &[Reading] = &[
     reading(
         "oldest_pending_seconds",
         "/upload/oldest_pending_seconds",
-        "Age of the oldest undelivered message; 0 when there is none.",
+        "Age of the oldest undelivered message; 0 when there is none, or no URL is set.",
     ),
     reading(
         "oldest_sendable_seconds",
@@ -74,7 +74,7 @@ pub fn render(status: &Json) -> String {
             line(&mut text, name, None, &number_of(number));
         }
     }
-    if let Some(gate) = status.get("gate") {
+    if let Some(gate) = status.get("gate").filter(|gate| gate.get("state").is_none_or(|state| state != "unknown")) {
         head(&mut text, "gate_closed", "1 while messages wait at the closed gate, by why it is closed.", "gauge");
         for kind in GATE_KINDS {
             let closed =
@@ -202,5 +202,11 @@ mod tests {
             assert!(text.contains(expected), "{expected} is not in\n{text}");
         }
         assert!(!text.contains("chat_historyd_delivered_total"), "what the status lacks is left out");
+    }
+
+    #[test]
+    fn a_gate_of_which_nobody_can_tell_is_neither_open_nor_closed() {
+        let text = render(&json!({ "gate": { "state": "unknown", "open": null, "reason": "the uploader does not answer" } }));
+        assert!(!text.contains("chat_historyd_gate"), "{text}");
     }
 }

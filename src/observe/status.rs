@@ -140,6 +140,9 @@ impl Overview {
         let health = self.store.health();
         if let Some(failing) = &health.failing {
             words.push(format!("the store cannot be written ({})", failing.what));
+            if failing.refused > 0 {
+                words.push(format!("{} messages were refused", failing.refused));
+            }
         }
         if health.full {
             words.push("the store is full: nothing is taken in".to_owned());
@@ -187,6 +190,7 @@ fn store(health: &StoreHealth, settings: &StoreSettings, sampled: &Sampled) -> J
         "failing": health.failing.as_ref().map(|failing| json!({
             "what": failing.what,
             "since_seconds": failing.since.elapsed().as_secs(),
+            "refused_messages": failing.refused,
         })),
         "full": health.full,
         "used_bytes": health.used_bytes,
@@ -219,7 +223,7 @@ fn sessions(mut conversations: Vec<Arc<Conversation>>) -> Json {
 
 fn gate(upload: Option<&UploadStatus>) -> Json {
     let Some(upload) = upload else {
-        return json!({ "state": "unknown", "open": false, "reason": "the uploader does not answer" });
+        return json!({ "state": "unknown", "open": null, "reason": "the uploader does not answer" });
     };
     match &upload.closed {
         Some((kind, reason, since)) => {

@@ -13,7 +13,7 @@ use super::registry::Context;
 use crate::clock::wall_clock;
 use crate::observe::{Conversation, Skip};
 use crate::protocol::{LiveKitEvent, Message, SessionEnd, SessionIdentity, SessionStart, UnixMillis};
-use crate::store::{Lifecycle, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, StoreError};
+use crate::store::{BindError, Lifecycle, NoRoom, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, StoreError};
 
 /// One line's effect on its session.
 #[derive(Debug)]
@@ -256,8 +256,8 @@ impl Actor {
         let mut last_seq = 0;
         if let Some(stream) = &start.stream {
             last_seq = store.bind_stream(&memory.handle, stream, recorded).await.map_err(|error| match error {
-                crate::store::BindError::Taken(_) => BindRefused::Taken,
-                crate::store::BindError::Store(error) => unavailable(&error),
+                BindError::Taken(_) => BindRefused::Taken,
+                BindError::Store(error) => unavailable(&error),
             })?;
             memory.bind(stream, last_seq);
         }
@@ -294,7 +294,7 @@ impl Actor {
         draft.on_settled = Some(Box::new(move |settled| {
             let _ = reply.send(match settled {
                 Settled::Durable => Ok(handle),
-                Settled::Overloaded => Err(Unsettled { pending, reason: "the store is full" }),
+                Settled::Overloaded(why) => Err(Unsettled { pending, reason: why.as_str() }),
             });
         }));
         let write = draft.into_write(memory);
@@ -311,27 +311,32 @@ impl Actor {
         let identity = self.identity.clone();
         let conversation = Arc::clone(&self.conversation);
         let opened = self.memory().await;
-        let refuse = |on_settled: OnSettled| {
+        let refuse = |on_settled: OnSettled, why: NoRoom| {
             context.metrics.skipped.add(Skip::Overloaded, weight);
-            on_settled(Settled::Overloaded);
+            on_settled(Settled::Overloaded(why));
         };
         let memory = match opened {
             Ok(memory) => memory,
             Err(error) => {
                 context.tell_unopened(&identity, &error);
-                return refuse(on_settled);
+                return refuse(on_settled, NoRoom::Unopened);
             }
         };
         // Only after the memory is fresh: a refusal that made it stale has then also reached the link.
         if link.is_cut() {
-            return refuse(on_settled);
+            return refuse(on_settled, NoRoom::Earlier);
         }
         if let Some(stream) = &stream
             && !memory.is_bound(stream)
         {
             match context.store.bind_stream(&memory.handle, stream, recorded).await {
                 Ok(last_seq) => memory.bind(stream, last_seq),
-                Err(_) => return refuse(on_settled),
+                Err(error) => {
+                    if let BindError::Store(error) = &error {
+                        context.tell_unopened(&identity, error);
+                    }
+                    return refuse(on_settled, NoRoom::Unopened);
+                }
             }
         }
         let send_tools = context.settings.borrow().manager_api.send_tools;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::error;
 
 use super::actor::{Actor, Input};
 use super::agents::AgentDirectory;
@@ -93,7 +93,7 @@ impl Context {
     pub(super) fn tell_unopened(&self, identity: &SessionIdentity, error: &StoreError) {
         let more = self.unopened.lock().unwrap_or_else(PoisonError::into_inner).permits(Instant::now());
         if let Some(more) = more {
-            warn!(mac = %identity.mac.short(), %error, more, "a session cannot be opened: its lines are refused, its producer must come back");
+            error!(mac = %identity.mac.short(), %error, more, "a session cannot be opened: its lines are refused, its producer must come back");
         }
     }
 

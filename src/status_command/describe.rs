@@ -1,10 +1,12 @@
-//! The status for people. Pure; what a status of another version lacks reads as nothing.
+//! The status for people. Pure. What a status of another version lacks reads as nothing, and that it is of another is said;
+//! gate and store are never called well without its word.
 
 use std::fmt::Write;
 
 use serde_json::Value;
 
 use crate::observe::logging::escape_controls;
+use crate::observe::status::VERSION;
 
 /// Sessions shown; the JSON lists more.
 const SHOWN: usize = 20;
@@ -18,6 +20,12 @@ pub(super) fn describe(status: &Value) -> String {
     };
     let leaving = if at.text("/state") == "stopping" { ", stopping" } else { "" };
     row(at.text("/daemon"), format!("up {}, pid {}{leaving}", span(at.number("/uptime_seconds")), at.number("/pid")));
+    if status.get("v").and_then(Value::as_u64) != Some(u64::from(VERSION)) {
+        row("version", format!("the status is not of version {VERSION}: what this command reads in it may be wrong"));
+    }
+    if status.pointer("/metrics/config_last_reload_successful").and_then(Value::as_u64) == Some(0) {
+        row("settings", "the last reload was refused: older settings than the file's are in use".to_owned());
+    }
     row("gate", gate(&at));
     row("store", store(&at));
     row("disk", format!("{} of {} free", at.size("/store/disk_free_bytes"), at.size("/store/disk_size_bytes")));
@@ -38,13 +46,14 @@ pub(super) fn describe(status: &Value) -> String {
     row(
         "messages",
         format!(
-            "{} pending{oldest}, {} held, {} delivered, {} rejected{}, {} skipped",
+            "{} pending{oldest}, {} held, {} delivered, {} rejected{}, {} skipped{}",
             at.number("/pending"),
             at.number("/held"),
             at.number("/metrics/delivered"),
             at.sum("/metrics/rejected"),
             at.labels("/metrics/rejected"),
-            at.sum("/metrics/skipped")
+            at.sum("/metrics/skipped"),
+            at.labels("/metrics/skipped")
         ),
     );
     let kept = at.sum("/store/rejected");
@@ -80,17 +89,25 @@ fn gate(at: &Place<'_>) -> String {
         }
         "open" => "open".to_owned(),
         "unknown" => format!("unknown: {}", at.text("/gate/reason")),
-        _ => "no manager_api.url is set: history is only kept here".to_owned(),
+        "no_url" => "no manager_api.url is set: history is only kept here".to_owned(),
+        _ => "?".to_owned(),
     }
 }
 
 fn store(at: &Place<'_>) -> String {
     let health = match at.text("/store/failing/what") {
+        "" if !at.0.get("store").is_some_and(Value::is_object) => "?".to_owned(),
         "" if at.0.pointer("/store/full").and_then(Value::as_bool) == Some(true) => {
             "full: nothing is taken in (store.max_bytes)".to_owned()
         }
         "" => "sound".to_owned(),
-        what => format!("failing for {}: {what}", span(at.number("/store/failing/since_seconds"))),
+        what => {
+            let refused = match at.number("/store/failing/refused_messages") {
+                0 => String::new(),
+                count => format!(", {count} messages refused"),
+            };
+            format!("failing for {}: {what}{refused}", span(at.number("/store/failing/since_seconds")))
+        }
     };
     format!("{health}, {} of {}", at.size("/store/used_bytes"), at.size("/store/max_bytes"))
 }
@@ -229,7 +246,10 @@ mod tests {
 
     #[test]
     fn an_empty_status_is_described_too() {
-        assert!(describe(&json!({})).contains("gate       no manager_api.url is set"));
+        let text = describe(&json!({}));
+        assert!(text.contains("gate       ?\n") && text.contains("store      ?, "), "{text}");
+        assert!(text.contains("version    the status is not of version 1"), "{text}");
+        assert!(!describe(&json!({ "v": 1 })).contains("is not of version"));
     }
 
     #[test]

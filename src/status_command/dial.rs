@@ -1,20 +1,27 @@
-//! Connecting to a socket of the daemon without waiting for ever: the queue of one that is stopped is full at some point,
-//! and then a plain connect blocks until it goes on.
+//! Talking to a socket of the daemon without waiting for ever: the queue of one that is stopped is full at some point, and
+//! then a plain connect blocks until it goes on; and an answer that drips never ends.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, setsockopt, socket, sockopt};
 use nix::sys::time::TimeVal;
 
-/// A connection whose connecting, writing and reading each take at most so long.
+/// A connection that is over at a fixed time, whatever is still to be said.
+pub(crate) struct Call {
+    stream: UnixStream,
+    end: Instant,
+}
+
+/// A connection whose connecting, writing and reading take at most so long, all together.
 ///
 /// # Errors
 /// As connecting; a daemon that takes no connection in time is [`io::ErrorKind::TimedOut`].
-pub(crate) fn dial(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+pub(crate) fn dial(path: &Path, patience: Duration) -> io::Result<Call> {
+    let end = Instant::now() + patience;
     let fd: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let seconds = i64::try_from(patience.as_secs()).unwrap_or(i64::MAX);
     setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(seconds, i64::from(patience.subsec_micros())))?;
@@ -22,8 +29,35 @@ pub(crate) fn dial(path: &Path, patience: Duration) -> io::Result<UnixStream> {
         nix::Error::EAGAIN => io::Error::new(io::ErrorKind::TimedOut, "it takes no connection (is it stopped or stuck?)"),
         other => other.into(),
     })?;
-    let stream = UnixStream::from(fd);
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    Ok(stream)
+    Ok(Call { stream: UnixStream::from(fd), end })
+}
+
+impl Call {
+    /// The user of the process that listens.
+    pub(crate) fn user(&self) -> Option<u32> {
+        getsockopt(&self.stream, sockopt::PeerCredentials).ok().map(|peer| peer.uid())
+    }
+
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(left) }
+    }
+}
+
+impl Read for Call {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Call {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -77,7 +77,7 @@ fn socket(arguments: &StatusArgs, sources: &Sources) -> Result<PathBuf, Exit> {
     if let Some(path) = &arguments.socket {
         return Ok(path.clone());
     }
-    match config::load(sources) {
+    match config::load_to_call(sources) {
         Ok(loaded) => Ok(loaded.settings.status.socket),
         Err(problems) => {
             eprint!("{problems}");
@@ -94,10 +94,12 @@ pub fn ask(path: &Path) -> io::Result<Value> {
     let end = Instant::now() + PATIENCE;
     loop {
         let mut text = Vec::new();
-        let read = dial(path, PATIENCE)?.take(MAX_STATUS_BYTES).read_to_end(&mut text);
+        let read =
+            dial(path, end.saturating_duration_since(Instant::now()).max(PAUSE))?.take(MAX_STATUS_BYTES).read_to_end(&mut text);
         if !text.is_empty() {
             read?;
-            return serde_json::from_slice(&text).map_err(io::Error::other);
+            let status: Value = serde_json::from_slice(&text).map_err(io::Error::other)?;
+            return if status.is_object() { Ok(status) } else { Err(io::Error::other("what answers there gives no status")) };
         }
         // All its places are taken, for half a second at most.
         if Instant::now() >= end || read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {

@@ -14,7 +14,7 @@ pub enum StoreError {
         directory: PathBuf,
     },
     /// A file or directory of the store cannot be used.
-    #[error("cannot {op} {}: {source}", .path.display())]
+    #[error("cannot {op} {}: {source}{}", .path.display(), remedy(.source))]
     File {
         /// What was tried.
         op: &'static str,
@@ -52,6 +52,14 @@ pub enum StoreError {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+}
+
+/// What to do about a file that cannot be used.
+fn remedy(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        std::io::ErrorKind::PermissionDenied => " (chown -R store.directory to the daemon's user: a copy may belong to another)",
+        _ => "",
+    }
 }
 
 impl StoreError {

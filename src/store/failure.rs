@@ -1,5 +1,6 @@
 //! While the database cannot be written: intake goes to the shelf, the database is reopened with growing pauses, and when
-//! it works again the shelf is written, in order, then the cursors. One log line when it begins, one when it ends.
+//! it works again the shelf is written, in order, then the cursors. One log line when it begins, one when it ends; between
+//! them the shelf tells when it is full, too, once a minute.
 //!
 //! After a failed write or sync the connection is closed: the kernel may have dropped what could not be written, and a
 //! second sync on the same file would report success. What the database then holds of the failed group is harmless,
@@ -20,8 +21,9 @@ use super::rows;
 use super::sessions;
 use super::shared::Shared;
 use super::shelf::{Shelved, ShelvedWrite, row_after};
-use super::types::{OpenedSession, Settled};
+use super::types::{NoRoom, OpenedSession, Settled};
 use super::writer::{Mode, NextIds, Writer, wall_clock};
+use crate::observe::{self, Mention, Throttle};
 use crate::protocol::{SessionIdentity, UnixMillis};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -43,6 +45,10 @@ pub(super) struct Episode {
     connection: Option<Connection>,
     pub(super) repair: Repair,
     written: u64,
+    /// The shelf has no room either.
+    overflow: observe::Episode,
+    /// The shelf drops delivered messages, which the archive then never has.
+    unarchived: Throttle,
 }
 
 impl Episode {
@@ -83,10 +89,18 @@ impl Writer {
                 "the store cannot be written: messages are kept in memory (store.shelf_bytes) and delivered from there; free or mend the disk"
             );
         }
-        shared.health().failing = Some(Failing { since: now, what: cause.to_owned() });
+        shared.health().failing = Some(Failing { since: now, what: cause.to_owned(), refused: 0 });
         let repair = if damaged { Repair::Needed } else { Repair::None };
-        let episode =
-            Episode { since: now, next_try: now + FIRST_PAUSE, pause: FIRST_PAUSE * 2, connection: None, repair, written: 0 };
+        let episode = Episode {
+            since: now,
+            next_try: now + FIRST_PAUSE,
+            pause: FIRST_PAUSE * 2,
+            connection: None,
+            repair,
+            written: 0,
+            overflow: observe::Episode::new(),
+            unarchived: Throttle::new(),
+        };
         let before = std::mem::replace(&mut self.mode, Mode::Failing(episode));
         if let (Mode::Running(connection), Mode::Failing(episode)) = (before, &mut self.mode)
             && keep_connection
@@ -199,14 +213,12 @@ impl Writer {
 
     fn end_episode(&mut self, connection: Connection) {
         let before = std::mem::replace(&mut self.mode, Mode::Running(connection));
-        let mut health = self.shared.health();
-        health.failing = None;
-        drop(health);
+        let refused = self.shared.health().failing.take().map_or(0, |failing| failing.refused);
         self.shared.metrics.shelf_bytes.set(0);
         let path = self.shared.files.database.display();
         if let Mode::Failing(episode) = before {
             let (seconds, messages) = (episode.since.elapsed().as_secs(), episode.written);
-            tracing::info!(%path, seconds, messages, "the store works again; what was kept in memory is written");
+            tracing::info!(%path, seconds, messages, refused, "the store works again; what was kept in memory is written");
         }
         self.house.look_soon();
     }
@@ -263,11 +275,27 @@ impl Writer {
         }
     }
 
-    fn put(&self, item: Shelved) -> Result<(), Box<Shelved>> {
+    fn put(&mut self, item: Shelved) -> Result<(), Box<Shelved>> {
         let mut dropped = 0;
         let result = self.shared.shelf().put(item, self.shared.limits.shelf_bytes(), &mut dropped);
-        self.shared.metrics.archive_dropped.add(dropped);
+        if dropped > 0 {
+            self.tell_unarchived(dropped);
+        }
         result
+    }
+
+    /// Delivered messages leave the shelf for want of room, before the archive had them.
+    fn tell_unarchived(&mut self, messages: u64) {
+        self.shared.metrics.archive_dropped.add(messages);
+        let Mode::Failing(episode) = &mut self.mode else { return };
+        if episode.unarchived.permits(Instant::now()).is_some() {
+            let so_far = self.shared.metrics.archive_dropped.get();
+            tracing::error!(
+                messages,
+                so_far,
+                "delivered messages leave the shelf for want of room: the local history will lack them"
+            );
+        }
     }
 
     fn shelve_write(&mut self, mut item: Item) -> Option<(std::sync::Arc<super::types::SessionHandle>, u64, Option<bool>)> {
@@ -277,7 +305,8 @@ impl Writer {
         }
         let Job::Write(write) = item.job else { return None };
         if refused {
-            group::refuse(&self.shared, *write, item.booked);
+            let messages = group::refuse(&self.shared, *write, item.booked, NoRoom::Earlier);
+            self.tell_overflow(messages);
             return None;
         }
         // A group that failed has its rows already.
@@ -286,9 +315,30 @@ impl Writer {
         let news = (std::sync::Arc::clone(&write.session), group::sendable(&write), group::ended(&write));
         let Err(refused) = self.put(Shelved::Write(ShelvedWrite::new(*write, first_row))) else { return Some(news) };
         if let Shelved::Write(shelved) = *refused {
-            group::refuse(&self.shared, shelved.write, item.booked);
+            let messages = group::refuse(&self.shared, shelved.write, item.booked, NoRoom::Shelf);
+            self.tell_overflow(messages);
         }
         None
+    }
+
+    /// Messages find no room on the shelf: an error when that begins, and once a minute with how many there were.
+    fn tell_overflow(&mut self, messages: u64) {
+        let Mode::Failing(episode) = &mut self.mode else { return };
+        if messages == 0 {
+            return;
+        }
+        let refused = self.shared.health().failing.as_mut().map_or(messages, |failing| {
+            failing.refused += messages;
+            failing.refused
+        });
+        if episode.overflow.occurs(Instant::now()) != Mention::Silent {
+            let shelf_bytes = self.shared.limits.shelf_bytes();
+            tracing::error!(
+                refused,
+                shelf_bytes,
+                "the shelf in memory is full: messages are refused until the disk or the delivery works"
+            );
+        }
     }
 
     fn open_on_shelf(&mut self, identity: &SessionIdentity, now: UnixMillis) -> Result<OpenedSession, StoreError> {

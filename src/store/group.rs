@@ -12,8 +12,8 @@ use super::sessions;
 use super::shared::Shared;
 use super::shelf::row_after;
 use super::types::{
-    BacklogSession, Disposition, Lifecycle, NewMessage, OpenedSession, PendingMessage, RowId, SessionHandle, SessionWrite,
-    Settled, StreamTaken,
+    BacklogSession, Disposition, Lifecycle, NewMessage, NoRoom, OpenedSession, PendingMessage, RowId, SessionHandle,
+    SessionWrite, Settled, StreamTaken,
 };
 use super::writer::{Coalesced, NextIds, wall_clock};
 use crate::observe::Skip;
@@ -30,7 +30,7 @@ pub(super) struct Item {
 /// What is told once the group is committed.
 pub(super) enum Answer {
     None,
-    Refused,
+    Refused(NoRoom),
     Opened(Result<OpenedSession, StoreError>),
     Bound(Result<u64, BindError>),
     Adopted(Result<Vec<BacklogSession>, StoreError>),
@@ -95,9 +95,10 @@ fn apply(
     let mut weight = 256;
     match &item.job {
         Job::Write(write) => {
-            if write.epoch.is_refused() || (refusing && rows_of(write) > 0) {
+            let earlier = write.epoch.is_refused();
+            if earlier || (refusing && rows_of(write) > 0) {
                 write.epoch.refuse();
-                item.answer = Answer::Refused;
+                item.answer = Answer::Refused(if earlier { NoRoom::Earlier } else { NoRoom::Store });
                 return Ok(0);
             }
             item.first_row = next.row;
@@ -150,7 +151,7 @@ pub(super) fn sendable(write: &SessionWrite) -> u64 {
 /// Puts an accepted write into the books.
 pub(super) fn book(shared: &Shared, item: &mut Item) {
     let Job::Write(write) = &item.job else { return };
-    if item.booked || matches!(item.answer, Answer::Refused) {
+    if item.booked || matches!(item.answer, Answer::Refused(_)) {
         return;
     }
     item.booked = true;
@@ -162,8 +163,8 @@ pub(super) fn book(shared: &Shared, item: &mut Item) {
     shared.metrics.held.subtract(write.release.len() as u64);
 }
 
-/// Refuses a write for want of room; it leaves the books again if it was in them.
-pub(super) fn refuse(shared: &Shared, mut write: SessionWrite, booked: bool) {
+/// Refuses a write for want of room; it leaves the books again if it was in them. Answers how many messages that are.
+pub(super) fn refuse(shared: &Shared, mut write: SessionWrite, booked: bool, why: NoRoom) -> u64 {
     write.epoch.refuse();
     if booked {
         let sendable = sendable(&write);
@@ -176,10 +177,12 @@ pub(super) fn refuse(shared: &Shared, mut write: SessionWrite, booked: bool) {
     let emitted = write.messages.iter().filter(|message| write.release.contains(&message.uuid)).count();
     let kept = if booked { write.messages.len() as u64 - sendable(&write) } else { 0 };
     let refused = (write.messages.len() - emitted + write.hold.len()) as u64;
-    shared.metrics.skipped.add(Skip::Overloaded, refused.saturating_sub(kept));
+    let refused = refused.saturating_sub(kept);
+    shared.metrics.skipped.add(Skip::Overloaded, refused);
     if let Some(on_settled) = write.on_settled.take() {
-        on_settled(Settled::Overloaded);
+        on_settled(Settled::Overloaded(why));
     }
+    refused
 }
 
 /// What a lifecycle says to the uploader.
@@ -192,7 +195,7 @@ pub(super) fn settle(shared: &Shared, mut items: Vec<Item>) {
     let mut news = Vec::new();
     let mut written = 0;
     for item in &mut items {
-        if let (Job::Write(write), false) = (&mut item.job, matches!(item.answer, Answer::Refused)) {
+        if let (Job::Write(write), false) = (&mut item.job, matches!(item.answer, Answer::Refused(_))) {
             written += 1;
             news.push((Arc::clone(&write.session), sendable(write), ended(write)));
             note_recent(shared, write, item.first_row);
@@ -202,7 +205,9 @@ pub(super) fn settle(shared: &Shared, mut items: Vec<Item>) {
     shared.arrivals.note(news);
     for item in items {
         match (item.job, item.answer) {
-            (Job::Write(write), Answer::Refused) => refuse(shared, *write, item.booked),
+            (Job::Write(write), Answer::Refused(why)) => {
+                refuse(shared, *write, item.booked, why);
+            }
             (Job::Write(write), _) => {
                 if let Some(on_settled) = write.on_settled {
                     on_settled(Settled::Durable);

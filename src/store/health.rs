@@ -24,6 +24,8 @@ pub struct Failing {
     pub since: Instant,
     /// The cause, for people.
     pub what: String,
+    /// Messages refused meanwhile, for the shelf had no room for them.
+    pub refused: u64,
 }
 
 /// What was left when the store was closed.

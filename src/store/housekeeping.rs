@@ -11,7 +11,7 @@ use super::clock::ClockWatch;
 use super::retention::{self, Aim, Pass, Sweep};
 use super::shared::Shared;
 use super::writer::{Mode, NextIds, Writer, wall_clock};
-use crate::observe::Skip;
+use crate::observe::{Skip, Throttle};
 use crate::protocol::UnixMillis;
 
 /// How often a pass over old rows begins.
@@ -37,6 +37,8 @@ pub(super) struct Housekeeping {
     /// A pass for room found nothing to delete: not before this.
     next_room: Instant,
     refusing: bool,
+    /// Undelivered messages that leave are told of once a minute.
+    expired: Throttle,
 }
 
 impl Housekeeping {
@@ -54,6 +56,7 @@ impl Housekeeping {
             next_pass: now + FIRST_PASS,
             next_room: now,
             refusing: false,
+            expired: Throttle::new(),
         }
     }
 
@@ -158,6 +161,16 @@ fn step(
         let done = retention::step(connection, &mut pass, shared.limits.all_delivered(), next)?;
         shared.metrics.messages_pruned.add(done.deleted);
         house.note_written(done.deleted * 512);
+        let gone: u64 = done.expired.values().sum();
+        if gone > 0
+            && let Some(more) = house.expired.permits(Instant::now())
+        {
+            tracing::warn!(
+                messages = gone,
+                more,
+                "messages that were never delivered leave the store: no manager_api.url is set"
+            );
+        }
         for (key, expired) in done.expired {
             shared.metrics.skipped.add(Skip::Expired, expired);
             shared.metrics.pending.subtract(expired);

@@ -15,7 +15,8 @@ use tokio::sync::{Semaphore, oneshot};
 use super::changes::Change;
 use super::error::{BindError, StoreError};
 use super::types::{
-    BacklogSession, Cursor, OpenedSession, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled, WaitingDevice,
+    BacklogSession, Cursor, NoRoom, OpenedSession, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled,
+    WaitingDevice,
 };
 use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
 
@@ -179,7 +180,7 @@ impl Job {
             Self::Write(write) => {
                 write.epoch.refuse();
                 if let Some(on_settled) = write.on_settled {
-                    on_settled(Settled::Overloaded);
+                    on_settled(Settled::Overloaded(NoRoom::Stopping));
                 }
             }
             Self::Open { reply, .. } => drop(reply.send(Err(StoreError::Closed))),

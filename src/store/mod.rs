@@ -58,7 +58,7 @@ pub use health::{CloseReport, Failing, StoreHealth};
 pub use import::{ImportError, Imported, ImportedMessage, ImportedSession, ImportedState};
 pub use record::{HeldTranscriptRecord, MessageState, RejectedRow, SessionSnapshot, TranscriptMessage};
 pub use types::{
-    Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, OpenedSession,
+    Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, NewMessage, NoRoom, OnSettled, OpenedSession,
     PendingMessage, RejectReason, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled, StreamTaken, WaitingDevice,
     WriterEpoch,
 };

@@ -254,9 +254,40 @@ pub enum Lifecycle {
 pub enum Settled {
     /// Committed, or delivered from the shelf.
     Durable,
-    /// Refused: store limit reached or shelf full. Nothing of the write was taken, nor will any later write of the
-    /// same [`WriterEpoch`] be.
-    Overloaded,
+    /// Refused. Nothing of the write was taken, nor will any later write of the same [`WriterEpoch`] be.
+    Overloaded(NoRoom),
+}
+
+/// Why a write was refused: said to its producer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoRoom {
+    /// The store is at its limit, and nothing delivered is left to delete.
+    Store,
+    /// The store cannot be written, and what waits for it in memory is at its limit.
+    Shelf,
+    /// An earlier write of the same epoch was refused.
+    Earlier,
+    /// The session cannot be opened.
+    Unopened,
+    /// There is no room for one session more.
+    Sessions,
+    /// The store was closed.
+    Stopping,
+}
+
+impl NoRoom {
+    /// The reason in words.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Store => "the store is full (store.max_bytes)",
+            Self::Shelf => "the store cannot be written and the shelf in memory is full (store.shelf_bytes)",
+            Self::Earlier => "an earlier line of the session was not taken",
+            Self::Unopened => "the session cannot be opened now",
+            Self::Sessions => "too many sessions are open (session.max_open)",
+            Self::Stopping => "the daemon is stopping",
+        }
+    }
 }
 
 /// Called once per write, from the writer thread: must not block.

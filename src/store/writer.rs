@@ -192,10 +192,6 @@ impl Writer {
         let messages_lost = self.shared.shelf().unsettled_messages();
         // Nobody is told of them: whoever waits for an outcome sees its sender go.
         drop(self.shared.shelf().take_front(usize::MAX));
-        if messages_lost > 0 {
-            let path = self.shared.files.database.display();
-            tracing::error!(%path, messages_lost, "messages that were never acknowledged could not be written before the end");
-        }
         CloseReport { messages_lost }
     }
 }

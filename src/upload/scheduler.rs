@@ -59,6 +59,8 @@ pub struct Uploader {
     progress: Arc<Progress>,
     api: Option<ManagerApi>,
     gate: Gate,
+    /// Since when the gate is closed, for whatever reasons.
+    shut_at: Option<Instant>,
     profile: Profile,
     queue: Queue,
     devices: Devices,
@@ -123,6 +125,7 @@ impl Uploader {
         let uploader = Self {
             store,
             gate: Gate::new(current.upload.concurrency, gate_backoff(&current)),
+            shut_at: None,
             settings,
             metrics,
             requests,
@@ -452,6 +455,7 @@ impl Uploader {
         match (change, closed) {
             (Change::Closed, Some((why, _))) => {
                 self.metrics.gate_closings.increment();
+                self.shut_at.get_or_insert_with(Instant::now);
                 let hint = match (why, &self.api) {
                     (Closed::Operator(_), Some(api)) => Some(api.secret_renewal()),
                     _ => None,
@@ -466,7 +470,10 @@ impl Uploader {
                     entry.refuse_waiters("the gate to the Manager API is closed");
                 }
             }
-            (Change::Opened, _) => info!("the gate is open: messages are sent"),
+            (Change::Opened, _) => {
+                let after = self.shut_at.take().map(|since| tracing::field::debug(since.elapsed()));
+                info!(after, "the gate is open: messages are sent");
+            }
             _ => {}
         }
     }

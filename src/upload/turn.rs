@@ -2,18 +2,19 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::config::{OnLongContent, Settings};
 use crate::manager_api::{
     Attempt, ManagerApi, Report, ServerProfile, Verdict, audio_to_send, encode, idempotency_key, next_part, report_time,
     session_id_within, truncate,
 };
-use crate::observe::Metrics;
 use crate::observe::metrics::Label;
+use crate::observe::{Metrics, Throttle};
 use crate::protocol::UnixMillis;
 use crate::store::{
     Cursor, Disposition, Passed, PendingMessage, RejectReason, Rejection, RowId, SessionHandle, Store, StoreError,
@@ -35,6 +36,8 @@ pub struct Progress {
     pub hold: AtomicBool,
     /// Somebody waits for a slot.
     pub crowded: AtomicBool,
+    /// Messages that are cut are told of once a minute, whichever session they are of.
+    pub cut: Mutex<Throttle>,
 }
 
 /// What a turn needs.
@@ -244,7 +247,9 @@ impl Turn {
                     // Counted when it is through: once a message, not at every attempt.
                     self.metrics.messages_split.add(u64::from(offset == 0 && !part.is_last));
                     self.metrics.audio_not_sent.add(u64::from(recorded.is_some() && audio.is_none()));
-                    self.metrics.messages_truncated.add(u64::from(matches!(content, Cow::Owned(_))));
+                    if matches!(content, Cow::Owned(_)) {
+                        self.tell_of_cut();
+                    }
                     if part.is_last {
                         self.advance(Cursor { row: message.row, offset: 0, last_report: time }, Passed::delivered(1)).await;
                         return Ok(());
@@ -273,6 +278,16 @@ impl Turn {
                     }));
                 }
             }
+        }
+    }
+
+    fn tell_of_cut(&self) {
+        self.metrics.messages_truncated.increment();
+        let mac = self.handle.identity.mac.short();
+        if let Some(more) = self.progress.cut.lock().unwrap_or_else(PoisonError::into_inner).permits(Instant::now()) {
+            warn!(%mac, more, "a message was cut to what the server can hold (manager_api.on_long_content); the store has it whole");
+        } else {
+            debug!(%mac, "a message was cut to what the server can hold");
         }
     }
 

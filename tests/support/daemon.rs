@@ -255,6 +255,10 @@ impl Daemon {
         let mut child = self.child.take().expect("running");
         let status = eventually(deadline, "the daemon ended", || child.try_wait().expect("its state"));
         guard::forget(child.id());
+        // Its last words may still be in the pipe.
+        if let Some(reading) = self.reading.take() {
+            eventually(deadline, "its log is read to the end", || reading.is_finished().then_some(()));
+        }
         status
     }
 

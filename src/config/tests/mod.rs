@@ -53,6 +53,28 @@ fn the_defaults_are_those_of_the_design() {
 }
 
 #[test]
+fn who_calls_a_daemon_finds_the_machines_where_none_is_at_the_usual_place_and_nothing_names_one() {
+    let (directory, mut sources) = sources(None, &[]);
+    let (own, machine) = (directory.path().join("own"), directory.path().join("machine"));
+    sources.environment.variables.insert("RUNTIME_DIRECTORY".into(), own.clone().into());
+    sources.environment.system_runtime.clone_from(&machine);
+    let status = |sources: &Sources| load_to_call(sources).unwrap().settings.status.socket;
+    let stands = |directory: &Path| {
+        std::fs::create_dir(directory).unwrap();
+        std::fs::write(directory.join("status.sock"), "").unwrap();
+    };
+    assert_eq!(status(&sources), own.join("status.sock"), "there is none");
+    stands(&machine);
+    assert_eq!(status(&sources), machine.join("status.sock"));
+    assert_eq!(load(&sources).unwrap().settings.status.socket, own.join("status.sock"), "a daemon is not moved by it");
+    stands(&own);
+    assert_eq!(status(&sources), own.join("status.sock"));
+    std::fs::remove_dir_all(&own).unwrap();
+    sources.environment.variables.insert("CHAT_HISTORYD__STATUS__SOCKET".into(), "/named/status.sock".into());
+    assert_eq!(status(&sources), Path::new("/named/status.sock"));
+}
+
+#[test]
 fn each_layer_wins_over_the_one_before() {
     let file = "[log]\nlevel = 'warn'\nformat = 'json'\n[session]\nbatch_size = 7\nsend_interval = 2.5\n";
     let variables = [("CHAT_HISTORYD__LOG__LEVEL", "error"), ("CHAT_HISTORYD__SESSION__BATCH_SIZE", "9")];

@@ -230,7 +230,7 @@ async fn a_closed_store_refuses_and_never_hangs() {
     let lab = Lab::open(&settings(directory.path()));
     let session = lab.session("a").await.handle;
     lab.store.clone().close().await;
-    assert_eq!(lab.write(write_of(&session, &["late"])).await, Settled::Overloaded);
+    assert_eq!(lab.write(write_of(&session, &["late"])).await, Settled::Overloaded(NoRoom::Stopping));
     assert!(matches!(lab.store.open_session(&identity("b"), NOW).await, Err(StoreError::Closed)));
     assert!(!lab.store.heartbeat().await);
     lab.deliver(&session, RowId(1), 0).await;

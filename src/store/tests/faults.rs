@@ -129,9 +129,9 @@ async fn a_full_shelf_refuses_a_whole_epoch_and_lets_delivered_messages_go_first
     let big = "x".repeat(1500);
     let write = |text: &str| SessionWrite { epoch: epoch.clone(), ..write_of(&session, &[text]) };
     let first = lab.send(write(&big)).await;
-    assert_eq!(lab.write(write(&"y".repeat(3000))).await, Settled::Overloaded);
+    assert_eq!(lab.write(write(&"y".repeat(3000))).await, Settled::Overloaded(NoRoom::Shelf));
     assert!(epoch.is_refused());
-    assert_eq!(lab.write(write("small")).await, Settled::Overloaded, "no hole in the order of an epoch");
+    assert_eq!(lab.write(write("small")).await, Settled::Overloaded(NoRoom::Earlier), "no hole in the order of an epoch");
     assert_eq!(lab.metrics.skipped.sum(), 2);
     let row = lab.store.pending(&session, 9, 9999).await.unwrap()[0].row;
     lab.deliver(&session, row, 1).await;
