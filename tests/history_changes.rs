@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::history::{
     CONVERSATION, MAC, OTHER_MAC, bytes_are_in, command, converse, fill, json_of, refusal, run, run_with_input, text,
 };
-use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, oracle, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, eventually, oracle, soon};
 
 const IN_TIME: Duration = Duration::from_secs(20);
 
@@ -163,6 +163,102 @@ fn a_set_aside_damaged_store_that_still_holds_the_text_is_named() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(70), "{said}");
     assert!(said.contains("corrupt/old/history.db") && said.contains("delete it by hand"), "{said}");
+    // Nothing of it is in the store any more, but the set aside one holds it still.
+    let output = run(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(70), "{output:?}");
+    assert!(said.contains("corrupt/old/history.db") && said.contains("delete it by hand"), "{said}");
+    // Whoever was never in it is told that it is there.
+    let said = text(&daemon, &["history", "forget", "--mac", OTHER_MAC, "--yes"]);
+    assert!(said.contains("/corrupt are damaged stores: nothing of device") && !said.contains("checked: none of 0"), "{said}");
+}
+
+#[test]
+fn what_others_said_too_is_theirs_and_no_file_is_to_be_deleted_for_it() {
+    const GREETING: &str = "hello my friend, shall we read a story";
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    api.register(OTHER_MAC);
+    let mut daemon = Daemon::builder().api(&api).prepare();
+    // As in the package: the backups stand below the store.
+    let backups = format!("'{}'", daemon.store().join("backup").display());
+    daemon.set("backup.directory", &backups);
+    daemon.start();
+    for (mac, session) in [(MAC, "mine"), (OTHER_MAC, "gone"), (OTHER_MAC, "theirs")] {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(mac, session);
+        if session == "theirs" {
+            agent.line(&json!({"type": "user_input_transcribed", "transcript": GREETING, "is_final": true}));
+        } else {
+            agent.say(1, GREETING);
+            agent.end();
+        }
+        agent.flush("durable");
+    }
+    soon("the greeting is held", || text(&daemon, &["history", "list", "--state", "held"]).contains("theirs"));
+    soon("the greetings are delivered", || text(&daemon, &["history", "list"]).matches("1 delivered").count() == 2);
+    soon("both are backed up", || daemon.metric("backups_written") >= 2);
+    // Its backup stays, as after its rows have left by age.
+    let kept =
+        std::fs::read_dir(daemon.backups()).expect("the backups").flatten().map(|date| date.path()).next().expect("a date");
+    let copy = daemon.directory().join("copy");
+    std::fs::create_dir(&copy).expect("a directory");
+    let is_others = |name: &std::ffi::OsString| name.to_str().is_some_and(|name| name.starts_with("aabbccddeeff_gone"));
+    let name =
+        std::fs::read_dir(&kept).expect("a date").flatten().map(|file| file.file_name()).find(is_others).expect("a backup");
+    std::fs::copy(kept.join(&name), copy.join(&name)).expect("a copy");
+    text(&daemon, &["history", "forget", "--session", "gone", "--yes"]);
+    std::fs::create_dir_all(&kept).expect("a directory");
+    std::fs::copy(copy.join(&name), kept.join(&name)).expect("put back");
+    let said = text(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+    assert!(said.contains("1 sessions, 1 messages") && said.contains("checked: none of"), "{said}");
+    assert!(kept.join(&name).exists());
+}
+
+#[test]
+fn forgetting_beside_a_reader_ends_soon_and_says_that_the_log_is_still_read() {
+    for database in ["history.db", "search.db"] {
+        let api = ManagerApi::start(Variant::Fork);
+        api.register(MAC);
+        let daemon = Daemon::start_for(&api);
+        converse(&daemon, MAC, "s");
+        soon("all is delivered", || text(&daemon, &["history", "list"]).contains("8 delivered"));
+        soon("all is indexed", || bytes_are_in(&daemon.store(), "say hi b bold b stars"));
+        let reader = rusqlite::Connection::open(daemon.store().join(database)).expect("the database");
+        reader.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema").expect("it reads");
+        let mut forgetting = command(&daemon, &["history", "forget", "--mac", MAC, "--yes"])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        eventually(IN_TIME, "it ends beside the reader", || forgetting.try_wait().expect("its state"));
+        let output = forgetting.wait_with_output().expect("its output");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(70), "{output:?}");
+        assert!(said.contains(database) && said.contains("end that reader and run this again"), "{said}");
+        assert!(!said.contains("by hand"), "{said}");
+        drop(reader);
+        let said = text(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+        assert!(said.contains("there is nothing of device"), "{said}");
+        for needle in ["Goodbye, little one", "goodbye little one"] {
+            assert!(!bytes_are_in(&daemon.store(), needle), "{needle} is still in the store");
+        }
+    }
+}
+
+#[test]
+fn what_a_reader_kept_in_the_index_leaves_it_when_the_reader_is_gone() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let daemon = Daemon::start_for(&api);
+    converse(&daemon, MAC, "s");
+    soon("all is delivered", || text(&daemon, &["history", "list"]).contains("8 delivered"));
+    soon("all is indexed", || bytes_are_in(&daemon.store(), "goodbye little one"));
+    let reader = rusqlite::Connection::open(daemon.store().join("search.db")).expect("the index");
+    reader.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema").expect("it reads");
+    assert_eq!(run(&daemon, &["history", "forget", "--mac", MAC, "--yes"]).status.code(), Some(70));
+    drop(reader);
+    soon("the index is clean", || !bytes_are_in(&daemon.store(), "goodbye little one"));
 }
 
 #[test]
