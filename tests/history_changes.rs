@@ -310,6 +310,96 @@ fn what_was_pending_in_an_export_is_delivered_after_the_import() {
     oracle::check_books(&target);
 }
 
+fn imported(daemon: &Daemon, export: &str) -> String {
+    let output = run_with_input(daemon, &["history", "import", "-"], export.as_bytes());
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn a_held_transcript_comes_back_only_where_nothing_knows_what_became_of_it() {
+    let hear = |agent: &mut Agent, transcript: &str| {
+        agent.line(&json!({"type": "user_input_transcribed", "transcript": transcript, "is_final": true}));
+        agent.flush("durable");
+    };
+    let item = json!({"type": "conversation_item_added", "item": {"id": "i1", "type": "message", "role": "user", "content": ["take me there"]}});
+    for (format, ends_with_its_item) in [("json", false), ("jsonl", true)] {
+        let api = ManagerApi::start(Variant::Fork);
+        api.register(MAC);
+        let source = Daemon::start_for(&api);
+        let mut agent = Agent::connect(&source);
+        agent.bind(MAC, "s");
+        agent.say(2, "where to?");
+        hear(&mut agent, "take me there");
+        let export = text(&source, &["history", "export", "--format", format]);
+        let said = imported(&source, &export);
+        assert!(said.contains("imported 0 messages of 1 sessions; 2 were there already"), "{said}");
+        let shown = text(&source, &["history", "show", "s"]);
+        assert_eq!(shown.matches("take me there").count(), 1, "{shown}");
+        if ends_with_its_item {
+            agent.line(&item);
+        }
+        agent.end();
+        agent.flush("durable");
+        soon("both are delivered", || text(&source, &["history", "list"]).contains("2 delivered"));
+        imported(&source, &export);
+        assert_eq!(api.wait_for_rows("s", 2).len(), 2);
+        let shown = text(&source, &["history", "show", "s"]);
+        assert_eq!(shown.matches("take me there").count(), 1, "{shown}");
+        assert_eq!(source.metric("pending"), 0);
+
+        let target = Daemon::builder().start();
+        let said = imported(&target, &export);
+        assert!(said.contains("imported 2 messages"), "{said}");
+        assert!(text(&target, &["history", "show", "s"]).contains("take me there [uncommitted]"));
+        assert!(imported(&target, &export).contains("imported 0 messages"));
+    }
+}
+
+/// An export of one session in JSONL with messages that these fields make.
+fn export_of(messages: impl IntoIterator<Item = Value>) -> String {
+    let header = json!({"kind": "header", "format": "chat-historyd/history", "version": 1, "exported": "x"});
+    let session = json!({"kind": "session", "mac": MAC, "session_id": "s", "started_ms": 1});
+    let messages = messages.into_iter().zip(1_u128..).map(|(fields, number)| {
+        let uuid = uuid::Uuid::from_u128(number).to_string();
+        let mut message = json!({
+            "kind": "message", "mac": MAC, "session_id": "s", "uuid": uuid, "chat_type": 1, "time_ms": 1_758_701_973_000_i64,
+            "recorded_ms": 1_758_701_973_000_i64, "content": format!("message {number}"), "state": "delivered",
+        });
+        message.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        message
+    });
+    [header, session].into_iter().chain(messages).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn an_import_of_long_metadata_goes_through_the_daemon_too() {
+    let daemon = Daemon::builder().start();
+    let long = "x".repeat(100_000);
+    let said = imported(&daemon, &export_of((0..200).map(|_| json!({"extra": {"note": long}}))));
+    assert!(said.contains("imported 200 messages"), "{said}");
+}
+
+#[test]
+fn what_retention_will_take_again_is_told_when_it_is_imported() {
+    let daemon = Daemon::builder().start();
+    let export = export_of([json!({}), json!({"state": "pending"}), json!({"recorded_ms": 9_999_999_999_999_i64})]);
+    let output = run_with_input(&daemon, &["history", "import", "-"], export.as_bytes());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("1 messages of the export are older than store.retention (30days)"), "{said}");
+}
+
+#[test]
+fn what_a_terminal_would_obey_is_not_imported() {
+    let daemon = Daemon::builder().start();
+    let content = "a\u{1b}]0;title\u{7}b\u{9b}c\nd";
+    imported(&daemon, &export_of([json!({"content": content, "event_id": "i\u{1b}1"})]));
+    let export = json_of(&daemon, &["history", "export"]);
+    let message = &export["sessions"][0]["messages"][0];
+    assert_eq!((&message["content"], &message["event_id"]), (&json!("a]0;titlebc\nd"), &json!("i1")));
+}
+
 #[test]
 fn what_is_no_export_is_refused_with_the_place_and_without_the_text() {
     let daemon = Daemon::builder().start();
@@ -326,6 +416,9 @@ fn what_is_no_export_is_refused_with_the_place_and_without_the_text() {
     assert!(refuse(r#"{"format":"other","version":1,"sessions":[]}"#).contains("format"));
     assert!(refuse(r#"{"format":"chat-historyd/history","version":9,"sessions":[]}"#).contains("version"));
     assert!(refuse(r#"{"a":1}"#).contains("format"));
+    // As a program writes it that sorts the fields.
+    let sorted = r#"{"exported":"x","format":"chat-historyd/history","sessions":[],"version":1}"#;
+    assert!(refuse(sorted).contains("must stand before sessions"));
     assert!(refuse(&format!("{header}\n{{\"kind\":\"secret\"}}\n")).contains("-:2"));
     let session = r#"{"kind":"session","mac":"68:25:dd:ba:39:78","session_id":"s","started_ms":1}"#;
     let message = r#"{"kind":"message","mac":"68:25:dd:ba:39:78","session_id":"t","uuid":"x","chat_type":1,"time_ms":1,"recorded_ms":1,"content":"secret","state":"pending"}"#;
