@@ -112,6 +112,23 @@ fn states_are_those_of_the_delivery() {
 }
 
 #[test]
+fn of_a_damaged_message_nothing_is_invented() {
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    converse(&daemon, OTHER_MAC, "t");
+    assert!(daemon.term(Duration::from_secs(20)).success());
+    let database = rusqlite::Connection::open(daemon.store().join("history.db")).expect("the database");
+    database.execute("UPDATE messages SET crc = crc + 1 WHERE id = (SELECT min(id) FROM messages)", []).expect("damaged");
+    let shown = text(&daemon, &["history", "show", "s"]);
+    assert!(shown.contains("--:--:--  unknown  damaged") && !shown.contains("1970"), "{shown}");
+    for format in ["csv", "html", "markdown", "json", "jsonl"] {
+        let export = text(&daemon, &["history", "export", "--format", format, "--state", "damaged"]);
+        assert!(export.contains("unknown") && !export.contains("1970"), "{export}");
+    }
+    assert!(refusal(&daemon, &["history", "list", "--state", "damaged"], 64).contains("history export --state damaged"));
+}
+
+#[test]
 fn filters_choose_by_device_agent_session_time_and_state() {
     let daemon = Daemon::builder().start();
     converse(&daemon, MAC, "first");

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 
 use super::prose::{Said, about, stamp};
 use super::{Export, Spoken};
+use crate::history::table::NO_CLOCK;
 use crate::history::{HeldRecord, SessionRecord};
 
 pub(super) struct Markdown;
@@ -40,7 +41,13 @@ impl Export for Markdown {
 fn said(out: &mut dyn Write, said: &Said<'_>) -> io::Result<()> {
     let marks: Vec<String> = said.marks.iter().map(|mark| format!(", {}", escape(mark))).collect();
     let marks = marks.concat();
-    write!(out, "\n**{}** ({}{marks}):  \n{}\n", said.who, stamp(said.time), paragraph(said.text))
+    write!(
+        out,
+        "\n**{}** ({}{marks}):  \n{}\n",
+        said.who,
+        said.time.map_or_else(|| NO_CLOCK.to_owned(), stamp),
+        paragraph(said.text)
+    )
 }
 
 /// Text whose line breaks stay.
