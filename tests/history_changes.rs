@@ -135,6 +135,8 @@ fn a_device_is_forgotten_everywhere_and_the_others_stay() {
 fn what_is_undelivered_or_still_going_on_is_not_forgotten_by_the_way() {
     let daemon = Daemon::builder().start();
     converse(&daemon, MAC, "s");
+    let said = refusal(&daemon, &["history", "forget", "--session", "s", "--including-undelivered"], 64);
+    assert!(said.contains(&format!("8 messages of session s (of {MAC})")), "{said}");
     let mut agent = Agent::connect(&daemon);
     agent.bind(OTHER_MAC, "open");
     agent.say(1, "still talking");
@@ -373,6 +375,18 @@ fn export_of(messages: impl IntoIterator<Item = Value>) -> String {
 }
 
 #[test]
+fn held_transcripts_that_do_not_fit_in_one_request_come_back_all_the_same() {
+    let daemon = Daemon::builder().start();
+    let held = |number: u128| {
+        let uuid = uuid::Uuid::from_u128(1_000 + number).to_string();
+        let line = json!({"kind": "held", "mac": MAC, "session_id": "s", "uuid": uuid, "time_ms": 1_758_701_979_000_i64, "content": format!("heard {number}")});
+        format!("{line}\n")
+    };
+    let said = imported(&daemon, &(export_of((0..499).map(|_| json!({}))) + &held(1) + &held(2)));
+    assert!(said.contains("imported 501 messages"), "{said}");
+}
+
+#[test]
 fn an_import_of_long_metadata_goes_through_the_daemon_too() {
     let daemon = Daemon::builder().start();
     let long = "x".repeat(100_000);
@@ -424,7 +438,8 @@ fn what_is_no_export_is_refused_with_the_place_and_without_the_text() {
     let message = r#"{"kind":"message","mac":"68:25:dd:ba:39:78","session_id":"t","uuid":"x","chat_type":1,"time_ms":1,"recorded_ms":1,"content":"secret","state":"pending"}"#;
     assert!(refuse(&format!("{header}\n{session}\n{message}\n")).contains("another session"));
     let message = message.replace("\"t\"", "\"s\"");
-    assert!(refuse(&format!("{header}\n{session}\n{message}\n")).contains("uuid"));
+    let said = refuse(&format!("{header}\n{session}\n{message}\n"));
+    assert!(said.contains("uuid") && said.contains("-:3"), "{said}");
     assert!(refusal(&daemon, &["history", "import", "/no/such/file"], 64).contains("cannot read /no/such/file"));
 }
 

@@ -49,6 +49,8 @@ struct Chunks<'a> {
     bytes: usize,
     /// When the youngest message of the session so far was taken in, where the export was made.
     youngest_ms: i64,
+    /// Whether what the session held is settled here; `None` before that was looked up.
+    settled: Option<bool>,
     /// Retention takes what was taken in before.
     old_before_ms: i64,
     totals: Totals,
@@ -58,7 +60,7 @@ impl Chunks<'_> {
     fn begin(&mut self, session: SessionJson) -> Result<(), Failure> {
         self.send()?;
         self.totals.sessions += 1;
-        self.youngest_ms = i64::MIN;
+        (self.youngest_ms, self.settled) = (i64::MIN, None);
         self.session = Some(session);
         // A session without messages is a session, too.
         self.send_even_if_empty()
@@ -89,26 +91,16 @@ impl Chunks<'_> {
         Ok(())
     }
 
-    /// The held transcripts that nothing here has settled. A session that is open here, or went on after the export was
-    /// made, knows what became of them: it holds them still, said them itself, or has their item.
+    /// The held transcripts to be sent: none when they are settled here.
     fn unsettled(&mut self) -> Result<Vec<HeldJson>, Failure> {
         let held = std::mem::take(&mut self.held);
         let Some(session) = self.session.as_ref().filter(|_| !held.is_empty()) else { return Ok(held) };
-        let archive = Archive::open(self.store)?;
-        let query = SessionQuery {
-            mac: Some(session.mac.clone()),
-            session_id: Some(session.session_id.clone()),
-            ..SessionQuery::default()
+        // Looked up once: what of them is imported must not settle the others.
+        let settled = match self.settled {
+            Some(settled) => settled,
+            None => is_settled(self.store, session, self.youngest_ms)?,
         };
-        let Some(entry) = archive.sessions(&query, Page::OLDEST, 1)?.pop() else { return Ok(held) };
-        let mut settled = entry.session.ended.is_none();
-        let mut after = RowId::default();
-        while !settled {
-            let page = archive.messages(entry.session.key, after, PAGE)?;
-            let Some(last) = page.last() else { break };
-            after = last.row;
-            settled = page.iter().any(|message| message.recorded.0 > self.youngest_ms);
-        }
+        self.settled = Some(settled);
         if settled {
             self.totals.known += held.len() as u64;
             return Ok(Vec::new());
@@ -138,6 +130,27 @@ impl Chunks<'_> {
     }
 }
 
+/// Whether the store knows what became of the transcripts that this session held. One that is open here, or went on after
+/// the export was made, does: it holds them still, said them itself, or has their item.
+fn is_settled(store: &Path, session: &SessionJson, youngest_ms: i64) -> Result<bool, Failure> {
+    let archive = Archive::open(store)?;
+    let query =
+        SessionQuery { mac: Some(session.mac.clone()), session_id: Some(session.session_id.clone()), ..SessionQuery::default() };
+    let Some(entry) = archive.sessions(&query, Page::OLDEST, 1)?.pop() else { return Ok(false) };
+    if entry.session.ended.is_none() {
+        return Ok(true);
+    }
+    let mut after = RowId::default();
+    loop {
+        let page = archive.messages(entry.session.key, after, PAGE)?;
+        let Some(last) = page.last() else { return Ok(false) };
+        after = last.row;
+        if page.iter().any(|message| message.recorded.0 > youngest_ms) {
+            return Ok(true);
+        }
+    }
+}
+
 pub(super) fn import(arguments: &ImportArgs, settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
     let name = arguments.file.display().to_string();
     let mut input: Box<dyn BufRead> = if name == "-" {
@@ -162,11 +175,11 @@ pub(super) fn import(arguments: &ImportArgs, settings: &Settings, out: &mut dyn 
         held: Vec::new(),
         bytes: 0,
         youngest_ms: i64::MIN,
+        settled: None,
         old_before_ms: wall_clock().0.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX)),
         totals: Totals::default(),
     };
     let read = if is_lines { lines(&mut input, &name, &mut chunks) } else { document(first, input, &name, &mut chunks) };
-    let read = read.and_then(|()| chunks.send());
     let totals = std::mem::take(&mut chunks.totals);
     drop(chunks);
     hand.finish();
@@ -231,6 +244,11 @@ struct Owned<T> {
 
 fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
     let mut number = 1;
+    // Lines are sent many at once: it is this one or one before it.
+    let near = |number: u64, failure| match failure {
+        Failure::Refused(why) => Failure::Refused(format!("{name}:{number} or a line before it: {why}")),
+        other => other,
+    };
     while let Some(text) = line(input, name, number + 1)? {
         number += 1;
         if text.trim_ascii().is_empty() {
@@ -244,14 +262,14 @@ fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result
         };
         let stray = || Failure::Input(format!("{name}:{number}: it stands under another session than its own"));
         match parsed {
-            Line::Session(session) => chunks.begin(session)?,
+            Line::Session(session) => chunks.begin(session).map_err(|failure| near(number, failure))?,
             Line::Message(one) if misplaced(&one.mac, &one.session_id, &chunks.session) => return Err(stray()),
             Line::Held(one) if misplaced(&one.mac, &one.session_id, &chunks.session) => return Err(stray()),
-            Line::Message(one) => chunks.message(one.rest)?,
-            Line::Held(one) => chunks.held(one.rest)?,
+            Line::Message(one) => chunks.message(one.rest).map_err(|failure| near(number, failure))?,
+            Line::Held(one) => chunks.held(one.rest).map_err(|failure| near(number, failure))?,
         }
     }
-    Ok(())
+    chunks.send().map_err(|failure| near(number, failure))
 }
 
 /// A session in a document.
