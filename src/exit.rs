@@ -13,7 +13,7 @@ pub enum Exit {
     Usage,
     /// 69: the daemon is not there.
     Unavailable,
-    /// 70: a core task died.
+    /// 70: a core task died, or a history was not forgotten everywhere.
     CoreTask,
     /// 73: the socket or the store cannot be created.
     CannotCreate,

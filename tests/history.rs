@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::history::{CONVERSATION, MAC, OTHER_MAC, SAID_AT, converse, json_of, refusal, run, text};
+use crate::support::history::{CONVERSATION, MAC, OTHER_MAC, SAID_AT, command, converse, json_of, refusal, run, text};
 use crate::support::{Agent, Daemon, ManagerApi, Variant, soon};
 
 fn contents(document: &Value) -> Vec<String> {
@@ -109,6 +109,57 @@ fn states_are_those_of_the_delivery() {
     soon("all is delivered", || text(&daemon, &["history", "list"]).contains("8 delivered"));
     assert!(text(&daemon, &["history", "show", "s"]).contains("agent  delivered  Goodbye"));
     assert_eq!(text(&daemon, &["history", "list", "--state", "pending"]).lines().count(), 1);
+}
+
+#[test]
+fn of_a_damaged_message_nothing_is_invented() {
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    converse(&daemon, OTHER_MAC, "t");
+    assert!(daemon.term(Duration::from_secs(20)).success());
+    let database = rusqlite::Connection::open(daemon.store().join("history.db")).expect("the database");
+    database.execute("UPDATE messages SET crc = crc + 1 WHERE id = (SELECT min(id) FROM messages)", []).expect("damaged");
+    let shown = text(&daemon, &["history", "show", "s"]);
+    assert!(shown.contains("--:--:--  unknown  damaged") && !shown.contains("1970"), "{shown}");
+    for format in ["csv", "html", "markdown", "json", "jsonl"] {
+        let export = text(&daemon, &["history", "export", "--format", format, "--state", "damaged"]);
+        assert!(export.contains("unknown") && !export.contains("1970"), "{export}");
+    }
+    assert!(refusal(&daemon, &["history", "list", "--state", "damaged"], 64).contains("history export --state damaged"));
+}
+
+#[test]
+fn a_copy_in_a_directory_that_cannot_be_written_is_refused_with_the_remedy() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    assert!(daemon.term(Duration::from_secs(20)).success());
+    let copy = daemon.directory().join("copy");
+    std::fs::create_dir(&copy).expect("a directory");
+    std::fs::copy(daemon.store().join("history.db"), copy.join("history.db")).expect("a copy");
+    daemon.set("store.directory", &format!("'{}'", copy.display()));
+    let words = ["history", "list"];
+    let mut reading = command(&daemon, &words);
+    if nix::unistd::geteuid().is_root() {
+        // Root may write everywhere: somebody else owns and reads the copy.
+        chown(copy.join("history.db"), Some(65534), None).expect("chown");
+        for (path, mode) in [(daemon.directory(), 0o755), (&daemon.config(), 0o644)] {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmod");
+        }
+        reading = std::process::Command::new("setpriv");
+        reading
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(crate::support::daemon::binary())
+            .args(words)
+            .arg("--config")
+            .arg(daemon.config());
+    }
+    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o555)).expect("chmod");
+    let output = reading.output().expect("it runs");
+    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755)).expect("chmod");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(73), "{said}");
+    assert!(said.contains("copy it to a directory that you can write to"), "{said}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::history::{
     CONVERSATION, MAC, OTHER_MAC, bytes_are_in, command, converse, fill, json_of, refusal, run, run_with_input, text,
 };
-use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, oracle, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, eventually, oracle, soon};
 
 const IN_TIME: Duration = Duration::from_secs(20);
 
@@ -135,6 +135,8 @@ fn a_device_is_forgotten_everywhere_and_the_others_stay() {
 fn what_is_undelivered_or_still_going_on_is_not_forgotten_by_the_way() {
     let daemon = Daemon::builder().start();
     converse(&daemon, MAC, "s");
+    let said = refusal(&daemon, &["history", "forget", "--session", "s", "--including-undelivered"], 64);
+    assert!(said.contains(&format!("8 messages of session s (of {MAC})")), "{said}");
     let mut agent = Agent::connect(&daemon);
     agent.bind(OTHER_MAC, "open");
     agent.say(1, "still talking");
@@ -163,6 +165,102 @@ fn a_set_aside_damaged_store_that_still_holds_the_text_is_named() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(70), "{said}");
     assert!(said.contains("corrupt/old/history.db") && said.contains("delete it by hand"), "{said}");
+    // Nothing of it is in the store any more, but the set aside one holds it still.
+    let output = run(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(70), "{output:?}");
+    assert!(said.contains("corrupt/old/history.db") && said.contains("delete it by hand"), "{said}");
+    // Whoever was never in it is told that it is there.
+    let said = text(&daemon, &["history", "forget", "--mac", OTHER_MAC, "--yes"]);
+    assert!(said.contains("/corrupt are damaged stores: nothing of device") && !said.contains("checked: none of 0"), "{said}");
+}
+
+#[test]
+fn what_others_said_too_is_theirs_and_no_file_is_to_be_deleted_for_it() {
+    const GREETING: &str = "hello my friend, shall we read a story";
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    api.register(OTHER_MAC);
+    let mut daemon = Daemon::builder().api(&api).prepare();
+    // As in the package: the backups stand below the store.
+    let backups = format!("'{}'", daemon.store().join("backup").display());
+    daemon.set("backup.directory", &backups);
+    daemon.start();
+    for (mac, session) in [(MAC, "mine"), (OTHER_MAC, "gone"), (OTHER_MAC, "theirs")] {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(mac, session);
+        if session == "theirs" {
+            agent.line(&json!({"type": "user_input_transcribed", "transcript": GREETING, "is_final": true}));
+        } else {
+            agent.say(1, GREETING);
+            agent.end();
+        }
+        agent.flush("durable");
+    }
+    soon("the greeting is held", || text(&daemon, &["history", "list", "--state", "held"]).contains("theirs"));
+    soon("the greetings are delivered", || text(&daemon, &["history", "list"]).matches("1 delivered").count() == 2);
+    soon("both are backed up", || daemon.metric("backups_written") >= 2);
+    // Its backup stays, as after its rows have left by age.
+    let kept =
+        std::fs::read_dir(daemon.backups()).expect("the backups").flatten().map(|date| date.path()).next().expect("a date");
+    let copy = daemon.directory().join("copy");
+    std::fs::create_dir(&copy).expect("a directory");
+    let is_others = |name: &std::ffi::OsString| name.to_str().is_some_and(|name| name.starts_with("aabbccddeeff_gone"));
+    let name =
+        std::fs::read_dir(&kept).expect("a date").flatten().map(|file| file.file_name()).find(is_others).expect("a backup");
+    std::fs::copy(kept.join(&name), copy.join(&name)).expect("a copy");
+    text(&daemon, &["history", "forget", "--session", "gone", "--yes"]);
+    std::fs::create_dir_all(&kept).expect("a directory");
+    std::fs::copy(copy.join(&name), kept.join(&name)).expect("put back");
+    let said = text(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+    assert!(said.contains("1 sessions, 1 messages") && said.contains("checked: none of"), "{said}");
+    assert!(kept.join(&name).exists());
+}
+
+#[test]
+fn forgetting_beside_a_reader_ends_soon_and_says_that_the_log_is_still_read() {
+    for database in ["history.db", "search.db"] {
+        let api = ManagerApi::start(Variant::Fork);
+        api.register(MAC);
+        let daemon = Daemon::start_for(&api);
+        converse(&daemon, MAC, "s");
+        soon("all is delivered", || text(&daemon, &["history", "list"]).contains("8 delivered"));
+        soon("all is indexed", || bytes_are_in(&daemon.store(), "say hi b bold b stars"));
+        let reader = rusqlite::Connection::open(daemon.store().join(database)).expect("the database");
+        reader.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema").expect("it reads");
+        let mut forgetting = command(&daemon, &["history", "forget", "--mac", MAC, "--yes"])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        eventually(IN_TIME, "it ends beside the reader", || forgetting.try_wait().expect("its state"));
+        let output = forgetting.wait_with_output().expect("its output");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(70), "{output:?}");
+        assert!(said.contains(database) && said.contains("end that reader and run this again"), "{said}");
+        assert!(!said.contains("by hand"), "{said}");
+        drop(reader);
+        let said = text(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+        assert!(said.contains("there is nothing of device"), "{said}");
+        for needle in ["Goodbye, little one", "goodbye little one"] {
+            assert!(!bytes_are_in(&daemon.store(), needle), "{needle} is still in the store");
+        }
+    }
+}
+
+#[test]
+fn what_a_reader_kept_in_the_index_leaves_it_when_the_reader_is_gone() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let daemon = Daemon::start_for(&api);
+    converse(&daemon, MAC, "s");
+    soon("all is delivered", || text(&daemon, &["history", "list"]).contains("8 delivered"));
+    soon("all is indexed", || bytes_are_in(&daemon.store(), "goodbye little one"));
+    let reader = rusqlite::Connection::open(daemon.store().join("search.db")).expect("the index");
+    reader.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema").expect("it reads");
+    assert_eq!(run(&daemon, &["history", "forget", "--mac", MAC, "--yes"]).status.code(), Some(70));
+    drop(reader);
+    soon("the index is clean", || !bytes_are_in(&daemon.store(), "goodbye little one"));
 }
 
 #[test]
@@ -214,6 +312,108 @@ fn what_was_pending_in_an_export_is_delivered_after_the_import() {
     oracle::check_books(&target);
 }
 
+fn imported(daemon: &Daemon, export: &str) -> String {
+    let output = run_with_input(daemon, &["history", "import", "-"], export.as_bytes());
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn a_held_transcript_comes_back_only_where_nothing_knows_what_became_of_it() {
+    let hear = |agent: &mut Agent, transcript: &str| {
+        agent.line(&json!({"type": "user_input_transcribed", "transcript": transcript, "is_final": true}));
+        agent.flush("durable");
+    };
+    let item = json!({"type": "conversation_item_added", "item": {"id": "i1", "type": "message", "role": "user", "content": ["take me there"]}});
+    for (format, ends_with_its_item) in [("json", false), ("jsonl", true)] {
+        let api = ManagerApi::start(Variant::Fork);
+        api.register(MAC);
+        let source = Daemon::start_for(&api);
+        let mut agent = Agent::connect(&source);
+        agent.bind(MAC, "s");
+        agent.say(2, "where to?");
+        hear(&mut agent, "take me there");
+        let export = text(&source, &["history", "export", "--format", format]);
+        let said = imported(&source, &export);
+        assert!(said.contains("imported 0 messages of 1 sessions; 2 were there already"), "{said}");
+        let shown = text(&source, &["history", "show", "s"]);
+        assert_eq!(shown.matches("take me there").count(), 1, "{shown}");
+        if ends_with_its_item {
+            agent.line(&item);
+        }
+        agent.end();
+        agent.flush("durable");
+        soon("both are delivered", || text(&source, &["history", "list"]).contains("2 delivered"));
+        imported(&source, &export);
+        assert_eq!(api.wait_for_rows("s", 2).len(), 2);
+        let shown = text(&source, &["history", "show", "s"]);
+        assert_eq!(shown.matches("take me there").count(), 1, "{shown}");
+        assert_eq!(source.metric("pending"), 0);
+
+        let target = Daemon::builder().start();
+        let said = imported(&target, &export);
+        assert!(said.contains("imported 2 messages"), "{said}");
+        assert!(text(&target, &["history", "show", "s"]).contains("take me there [uncommitted]"));
+        assert!(imported(&target, &export).contains("imported 0 messages"));
+    }
+}
+
+/// An export of one session in JSONL with messages that these fields make.
+fn export_of(messages: impl IntoIterator<Item = Value>) -> String {
+    let header = json!({"kind": "header", "format": "chat-historyd/history", "version": 1, "exported": "x"});
+    let session = json!({"kind": "session", "mac": MAC, "session_id": "s", "started_ms": 1});
+    let messages = messages.into_iter().zip(1_u128..).map(|(fields, number)| {
+        let uuid = uuid::Uuid::from_u128(number).to_string();
+        let mut message = json!({
+            "kind": "message", "mac": MAC, "session_id": "s", "uuid": uuid, "chat_type": 1, "time_ms": 1_758_701_973_000_i64,
+            "recorded_ms": 1_758_701_973_000_i64, "content": format!("message {number}"), "state": "delivered",
+        });
+        message.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        message
+    });
+    [header, session].into_iter().chain(messages).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn held_transcripts_that_do_not_fit_in_one_request_come_back_all_the_same() {
+    let daemon = Daemon::builder().start();
+    let held = |number: u128| {
+        let uuid = uuid::Uuid::from_u128(1_000 + number).to_string();
+        let line = json!({"kind": "held", "mac": MAC, "session_id": "s", "uuid": uuid, "time_ms": 1_758_701_979_000_i64, "content": format!("heard {number}")});
+        format!("{line}\n")
+    };
+    let said = imported(&daemon, &(export_of((0..499).map(|_| json!({}))) + &held(1) + &held(2)));
+    assert!(said.contains("imported 501 messages"), "{said}");
+}
+
+#[test]
+fn an_import_of_long_metadata_goes_through_the_daemon_too() {
+    let daemon = Daemon::builder().start();
+    let long = "x".repeat(100_000);
+    let said = imported(&daemon, &export_of((0..200).map(|_| json!({"extra": {"note": long}}))));
+    assert!(said.contains("imported 200 messages"), "{said}");
+}
+
+#[test]
+fn what_retention_will_take_again_is_told_when_it_is_imported() {
+    let daemon = Daemon::builder().start();
+    let export = export_of([json!({}), json!({"state": "pending"}), json!({"recorded_ms": 9_999_999_999_999_i64})]);
+    let output = run_with_input(&daemon, &["history", "import", "-"], export.as_bytes());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("1 messages of the export are older than store.retention (30days)"), "{said}");
+}
+
+#[test]
+fn what_a_terminal_would_obey_is_not_imported() {
+    let daemon = Daemon::builder().start();
+    let content = "a\u{1b}]0;title\u{7}b\u{9b}c\nd";
+    imported(&daemon, &export_of([json!({"content": content, "event_id": "i\u{1b}1"})]));
+    let export = json_of(&daemon, &["history", "export"]);
+    let message = &export["sessions"][0]["messages"][0];
+    assert_eq!((&message["content"], &message["event_id"]), (&json!("a]0;titlebc\nd"), &json!("i1")));
+}
+
 #[test]
 fn what_is_no_export_is_refused_with_the_place_and_without_the_text() {
     let daemon = Daemon::builder().start();
@@ -230,12 +430,16 @@ fn what_is_no_export_is_refused_with_the_place_and_without_the_text() {
     assert!(refuse(r#"{"format":"other","version":1,"sessions":[]}"#).contains("format"));
     assert!(refuse(r#"{"format":"chat-historyd/history","version":9,"sessions":[]}"#).contains("version"));
     assert!(refuse(r#"{"a":1}"#).contains("format"));
+    // As a program writes it that sorts the fields.
+    let sorted = r#"{"exported":"x","format":"chat-historyd/history","sessions":[],"version":1}"#;
+    assert!(refuse(sorted).contains("must stand before sessions"));
     assert!(refuse(&format!("{header}\n{{\"kind\":\"secret\"}}\n")).contains("-:2"));
     let session = r#"{"kind":"session","mac":"68:25:dd:ba:39:78","session_id":"s","started_ms":1}"#;
     let message = r#"{"kind":"message","mac":"68:25:dd:ba:39:78","session_id":"t","uuid":"x","chat_type":1,"time_ms":1,"recorded_ms":1,"content":"secret","state":"pending"}"#;
     assert!(refuse(&format!("{header}\n{session}\n{message}\n")).contains("another session"));
     let message = message.replace("\"t\"", "\"s\"");
-    assert!(refuse(&format!("{header}\n{session}\n{message}\n")).contains("uuid"));
+    let said = refuse(&format!("{header}\n{session}\n{message}\n"));
+    assert!(said.contains("uuid") && said.contains("-:3"), "{said}");
     assert!(refusal(&daemon, &["history", "import", "/no/such/file"], 64).contains("cannot read /no/such/file"));
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::history::{CONVERSATION, MAC, OTHER_MAC, bytes_are_in, converse, fill, json_of, refusal, run, text};
-use crate::support::{Daemon, ManagerApi, Variant, soon};
+use crate::support::{Daemon, ManagerApi, Variant, clock, soon};
 
 const IN_TIME: Duration = Duration::from_secs(20);
 
@@ -105,6 +105,26 @@ fn what_left_the_store_leaves_the_index() {
     text(&daemon, &["history", "forget", "--mac", MAC, "--yes", "--including-undelivered"]);
     assert!(!bytes_are_in(&daemon.store(), "goodbye"));
     assert!(found(&daemon, &["goodbye"]).is_empty());
+}
+
+#[test]
+fn what_retention_took_leaves_the_index_of_a_quiet_host() {
+    // A clock that runs thirty times as fast: the first pass is due a minute after the start.
+    let Some(fast) = clock::faketime("+0 x30") else { return };
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    assert!(daemon.term(IN_TIME).success());
+    fill(&daemon, 50);
+    let fast = fast.iter().filter(|(name, _)| name != "FAKETIME_DONT_FAKE_MONOTONIC");
+    fast.for_each(|(name, value)| daemon.set_environment(name, value));
+    daemon.start();
+    soon("all is indexed", || watermark(&daemon) > 100_000_000);
+    soon("the old ones have left", || daemon.metric("messages_pruned") == 50);
+    let index = daemon.store().join("search.db");
+    soon("they have left the index", || {
+        !std::fs::read(&index).is_ok_and(|bytes| memchr::memmem::find(&bytes, b"filler").is_some())
+    });
+    assert_eq!(found(&daemon, &["goodbye"]).len(), 1);
 }
 
 #[test]

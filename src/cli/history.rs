@@ -125,7 +125,7 @@ pub struct ShowArgs {
 /// Arguments of `history search`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct SearchArgs {
-    /// Words that stand in a message, in any order, in any script; "…" inside it for a phrase
+    /// Words, or how words begin, in any order, in any script; "…" inside it for a phrase of whole words
     #[arg(value_name = "TEXT")]
     pub text: String,
     /// Which messages

@@ -20,7 +20,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::name::{date_of, file_name, rfc3339};
-use super::{HeldRecord, MessageRecord, MessageState, SessionRecord, role};
+use super::{HeldRecord, MessageRecord, MessageState, SessionRecord};
 use crate::protocol::UnixMillis;
 
 const TEMPORARY: &str = ".tmp";
@@ -268,8 +268,8 @@ impl<'a> MessageJson<'a> {
         Self {
             uuid: Spelled(message.uuid),
             chat_type: message.chat_type.code(),
-            role: role(message.chat_type),
-            time: rfc3339(message.time),
+            role: message.role(),
+            time: message.said().and_then(rfc3339),
             time_ms: message.time.0,
             recorded_ms: message.recorded.0,
             content: &message.content,

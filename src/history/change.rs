@@ -82,7 +82,7 @@ pub struct Answer {
     /// Backup files deleted.
     #[serde(default)]
     pub backups: u64,
-    /// Whether the write-ahead log was emptied.
+    /// Whether the write-ahead logs of the store and of the index were emptied.
     #[serde(default)]
     pub log_truncated: bool,
 }
@@ -134,7 +134,7 @@ impl Changes {
             },
             Request::Drop { rows } => match self.store.drop_rejected(rows.into_iter().map(RowId).collect()).await {
                 Ok(messages) => match self.tidy_index().await {
-                    Ok(()) => Answer { messages, ..Answer::done() },
+                    Ok(_) => Answer { messages, ..Answer::done() },
                     Err(error) => Answer::refused(format!("deleted, but not yet from the search index: {error}")),
                 },
                 Err(error) => Answer::refused(error.to_string()),
@@ -165,11 +165,11 @@ impl Changes {
         }
     }
 
-    /// Takes out of the index what left the store.
-    async fn tidy_index(&self) -> Result<(), String> {
+    /// Takes out of the index what left the store; answers whether its log was emptied.
+    async fn tidy_index(&self) -> Result<bool, String> {
         let index = self.index.clone();
         let tidied = tokio::task::spawn_blocking(move || index.reconcile()).await;
-        tidied.map_err(|failure| failure.to_string())?.map(|_| ()).map_err(|error| error.to_string())
+        tidied.map_err(|failure| failure.to_string())?.map_err(|error| error.to_string())
     }
 
     async fn forget(&self, mac: Option<MacAddress>, session_id: Option<SessionId>, including_undelivered: bool) -> Answer {
@@ -180,11 +180,14 @@ impl Changes {
                 return Answer::refused(error.to_string());
             }
         };
-        if let Err(error) = self.tidy_index().await {
-            return Answer::refused(format!(
-                "the store forgot it, the search index and the backups did not: {error} (try again)"
-            ));
-        }
+        let index_log_emptied = match self.tidy_index().await {
+            Ok(emptied) => emptied,
+            Err(error) => {
+                return Answer::refused(format!(
+                    "the store forgot it, the search index and the backups did not: {error} (try again)"
+                ));
+            }
+        };
         let directory = self.backups.directory.clone();
         let delete = move || wipe::delete_backups(&directory, mac, session_id.as_ref());
         let backups = match &self.backups.writer {
@@ -195,7 +198,7 @@ impl Changes {
             messages: forgotten.messages,
             sessions: forgotten.sessions,
             undelivered: forgotten.undelivered,
-            log_truncated: forgotten.log_truncated,
+            log_truncated: forgotten.log_truncated && index_log_emptied,
             ..Answer::done()
         };
         match backups {

@@ -45,6 +45,10 @@ impl FromStr for When {
             "yesterday" => return Ok(Self::DaysAgo(1)),
             _ => {}
         }
+        // A time zone by its name would be read over.
+        if text.contains('[') {
+            return Err(NoTime);
+        }
         if let Ok(moment) = text.parse::<Timestamp>() {
             return Ok(Self::At(UnixMillis(moment.as_millisecond())));
         }
@@ -155,8 +159,9 @@ impl Filter {
     pub fn lists(&self, entry: &SessionEntry) -> bool {
         match self.state {
             None => true,
-            // A damaged one waits for its rejection among the pending ones; nobody counts it before it is read.
-            Some(State::Pending | State::Damaged) => entry.pending > 0,
+            Some(State::Pending) => entry.pending > 0,
+            // It waits for its rejection among the pending ones; nobody knows it before it is read.
+            Some(State::Damaged) => false,
             Some(State::Delivered) => entry.delivered > 0,
             Some(State::Rejected) => entry.rejected > 0,
             Some(State::Kept) => entry.kept > 0,
@@ -222,7 +227,19 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused() {
-        for text in ["", "tomorrow-ish", "2025-13-01", "24.09.2025", "2025-09-24Tx", "12", "-2h", "2025-02-30", "1e9"] {
+        for text in [
+            "",
+            "tomorrow-ish",
+            "2025-13-01",
+            "24.09.2025",
+            "2025-09-24Tx",
+            "12",
+            "-2h",
+            "2025-02-30",
+            "1e9",
+            "2025-09-24T10:00:00[Europe/Berlin]",
+            "2025-09-24T10:00:00+02:00[Europe/Berlin]",
+        ] {
             assert_eq!(text.parse::<When>(), Err(NoTime), "{text}");
         }
     }

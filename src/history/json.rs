@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::name::rfc3339;
-use super::{HeldRecord, MessageRecord, MessageState, SessionRecord, role};
+use super::{HeldRecord, MessageRecord, MessageState, SessionRecord};
 use crate::store::archive::SessionEntry;
 
 /// What `format` says in every export.
@@ -156,8 +156,8 @@ impl MessageJson {
         Self {
             uuid: message.uuid.hyphenated().to_string(),
             chat_type: message.chat_type.code(),
-            role: role(message.chat_type).to_owned(),
-            time: rfc3339(message.time),
+            role: message.role().to_owned(),
+            time: message.said().and_then(rfc3339),
             time_ms: message.time.0,
             recorded_ms: message.recorded.0,
             content: message.content.clone(),

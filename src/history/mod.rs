@@ -22,7 +22,7 @@ pub mod wipe;
 pub use self::backup::{Backup, BackupError};
 pub use self::filter::{Filter, State, When};
 pub use self::name::{date_of, file_name};
-use crate::protocol::ChatType;
+use crate::protocol::{ChatType, UnixMillis};
 pub use crate::store::{
     HeldTranscriptRecord as HeldRecord, MessageState, SessionSnapshot as SessionRecord, TranscriptMessage as MessageRecord,
 };
@@ -53,6 +53,23 @@ impl MessageState {
             Self::Kept => 3,
             Self::Damaged => 4,
         }
+    }
+}
+
+impl MessageRecord {
+    /// Whether its row could be read. Of one that fails its checksum nothing is known, not even its identity.
+    const fn is_readable(&self) -> bool {
+        !self.uuid.is_nil()
+    }
+
+    /// Who spoke, as backups and tables name it.
+    pub(crate) const fn role(&self) -> &'static str {
+        if self.is_readable() { role(self.chat_type) } else { "unknown" }
+    }
+
+    /// When it was said, when that is known.
+    pub(crate) fn said(&self) -> Option<UnixMillis> {
+        self.is_readable().then_some(self.time)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Where an export goes: standard output, or a file that is whole or not there.
 //!
 //! Promises: the file is written without a name beside its place and gets its name when it is complete and on disk, so a
-//! failure or a kill in the middle leaves nothing, and an older file of that name stays until then. It is 0600.
+//! failure or a kill in the middle leaves nothing, and an older file of that name stays until then. It is 0600. Where the
+//! file system knows no nameless files (NFS, some FUSE), a kill leaves `.chat-historyd-….tmp`; a failure does not.
 //! Refuses: to write over a directory.
 
 use std::fs::{File, OpenOptions};

@@ -1,6 +1,8 @@
 //! Exported sessions and messages as the store takes them back. Pure.
 //!
-//! Promises: what an export says is checked as a producer's line is; a mistake is named without the text it is in.
+//! Promises: texts are cleaned as those of a producer's line are, and what is no message is refused; a mistake is named without the text it is in.
+
+use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -8,6 +10,7 @@ use uuid::Uuid;
 
 use super::json::{HeldJson, MessageJson, SessionJson};
 use crate::protocol::identity::InvalidIdentity;
+use crate::protocol::text::clean;
 use crate::protocol::{ChatType, SessionId, SessionIdentity, UnixMillis};
 use crate::store::{ImportedMessage, ImportedSession, ImportedState, NewMessage, RejectReason};
 
@@ -40,16 +43,17 @@ pub fn identity(mac: &str, session_id: &str) -> Result<SessionIdentity, NotAnExp
 /// When a field is wrong.
 pub fn session(session: &SessionJson, messages: Vec<MessageJson>, held: Vec<HeldJson>) -> Result<ImportedSession, NotAnExport> {
     let identity = identity(&session.mac, &session.session_id)?;
-    // A damaged row had no text to export.
-    let whole = messages.into_iter().filter(|message| message.state != "damaged").map(self::message);
+    // A damaged row had nothing to export, whether it is rejected by now or not.
+    let is_readable = |message: &MessageJson| message.state != "damaged" && Uuid::try_parse(&message.uuid) != Ok(Uuid::nil());
+    let whole = messages.into_iter().filter(is_readable).map(self::message);
     let messages = whole.chain(held.into_iter().map(uncommitted)).collect::<Result<Vec<_>, _>>()?;
     Ok(ImportedSession {
         identity,
-        agent_id: session.agent_id.clone(),
-        client: session.client.clone(),
+        agent_id: note(session.agent_id.clone()),
+        client: note(session.client.clone()),
         started: UnixMillis(session.started_ms),
         ended: session.ended_ms.map(UnixMillis),
-        end_reason: session.end_reason.clone(),
+        end_reason: note(session.end_reason.clone()),
         producer_dropped: session.producer_dropped,
         messages,
     })
@@ -65,7 +69,7 @@ fn message(message: MessageJson) -> Result<ImportedMessage, NotAnExport> {
             if !RejectReason::ALL.iter().any(|known| known.as_str() == reason) {
                 return Err(problem("reason", "is none that is known"));
             }
-            ImportedState::Rejected(reason, message.answer)
+            ImportedState::Rejected(reason, note(message.answer))
         }
         _ => return Err(problem("state", "is none that is known")),
     };
@@ -78,7 +82,7 @@ fn message(message: MessageJson) -> Result<ImportedMessage, NotAnExport> {
             content: text(message.content)?,
             time: UnixMillis(message.time_ms),
             recorded: UnixMillis(message.recorded_ms),
-            event_id: message.event_id,
+            event_id: note(message.event_id),
             interrupted: message.interrupted,
             uncommitted: message.uncommitted,
             sendable: message.state != "kept",
@@ -113,8 +117,14 @@ fn uuid(text: &str) -> Result<Uuid, NotAnExport> {
 }
 
 fn text(text: String) -> Result<String, NotAnExport> {
-    if text.trim().is_empty() || text.contains('\0') {
-        return Err(NotAnExport { field: "content", what: "is empty or holds NUL".to_owned() });
+    let text = clean(Cow::Owned(text));
+    if text.is_empty() {
+        return Err(NotAnExport { field: "content", what: "is empty".to_owned() });
     }
     Ok(text)
+}
+
+/// A text that may be missing.
+fn note(text: Option<String>) -> Option<String> {
+    text.map(|text| clean(Cow::Owned(text))).filter(|text| !text.is_empty())
 }

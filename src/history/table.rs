@@ -11,11 +11,13 @@ use std::io::{self, Write};
 use unicode_segmentation::UnicodeSegmentation;
 
 use super::name::{date_of, moment};
-use super::{HeldRecord, MessageRecord, MessageState, SessionRecord, role};
+use super::{HeldRecord, MessageRecord, MessageState, SessionRecord};
 use crate::protocol::UnixMillis;
 
 /// The columns before the text: `08:19:33  agent  delivered  `.
 const INDENT: usize = 8 + 2 + 5 + 2 + 9 + 2;
+/// In place of a time that is not known.
+pub(crate) const NO_CLOCK: &str = "--:--:--";
 /// The narrowest text column.
 const NARROWEST: usize = 16;
 
@@ -97,7 +99,7 @@ impl<W: Write> Table<W> {
         if let MessageState::Rejected { reason, .. } = &message.state {
             text.extend([" [", reason, "]"]);
         }
-        self.row(message.time, role(message.chat_type), message.state.as_str(), &text)
+        self.row(message.said(), message.role(), message.state.as_str(), &text)
     }
 
     /// Adds a transcript that is still held.
@@ -105,7 +107,7 @@ impl<W: Write> Table<W> {
     /// # Errors
     /// When `out` fails.
     pub fn held(&mut self, held: &HeldRecord) -> io::Result<()> {
-        self.row(held.time, "user", "held", &held.text)
+        self.row(Some(held.time), "user", "held", &held.text)
     }
 
     /// Ends the table; answers the number of its rows.
@@ -117,17 +119,16 @@ impl<W: Write> Table<W> {
         Ok(self.rows)
     }
 
-    fn row(&mut self, time: UnixMillis, who: &str, state: &str, text: &str) -> io::Result<()> {
+    fn row(&mut self, time: Option<UnixMillis>, who: &str, state: &str, text: &str) -> io::Result<()> {
         self.rows += 1;
-        let date = date_of(time);
-        if date != self.date {
+        if let Some(date) = time.map(date_of).filter(|date| *date != self.date) {
             writeln!(self.out, "{date}")?;
             self.date = date;
         }
         let (who_colour, state_colour) = (colour_of_speaker(who), colour_of_state(state));
         let mut first = format!(
             "{:8}  {}  {}  ",
-            clock(time),
+            time.map_or_else(|| NO_CLOCK.to_owned(), clock),
             self.colour.paint(who_colour, &format!("{who:5}")),
             self.colour.paint(state_colour, &format!("{state:9}"))
         );
@@ -172,7 +173,7 @@ pub fn write<'m>(
 }
 
 pub(crate) fn clock(time: UnixMillis) -> String {
-    moment(time).map_or_else(|| "--:--:--".to_owned(), |moment| moment.strftime("%H:%M:%S").to_string())
+    moment(time).map_or_else(|| NO_CLOCK.to_owned(), |moment| moment.strftime("%H:%M:%S").to_string())
 }
 
 /// The text without what a terminal would obey: control characters become spaces, direction overrides vanish.

@@ -1,6 +1,6 @@
 //! Deletes backups, and looks whether what was forgotten is really gone from the files.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,21 @@ pub fn delete_backups(root: &Path, mac: Option<MacAddress>, session_id: Option<&
     failed.map_or(Ok(deleted), Err)
 }
 
+/// Whether this file is the backup of another device or session.
+#[must_use]
+pub fn is_backup_of_another(file: &Path, mac: Option<MacAddress>, session_id: Option<&SessionId>) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = name.trim_start_matches('.');
+    let owner = name.split_once('_').and_then(|(owner, _)| owner.parse::<MacAddress>().ok());
+    owner.is_some() && !is_meant(name, mac, session_id)
+}
+
+/// Whether there is a file in this directory or below.
+#[must_use]
+pub fn holds_files(directory: &Path) -> bool {
+    entries(directory).any(|path| !is_directory(&path) || holds_files(&path))
+}
+
 fn is_meant(name: &str, mac: Option<MacAddress>, session_id: Option<&SessionId>) -> bool {
     let Some((owner, _)) = name.split_once('_') else { return false };
     let Ok(owner) = owner.parse::<MacAddress>() else { return false };
@@ -52,14 +67,17 @@ fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// The files below `roots` that hold one of `texts`, with the texts found there.
+/// The files below `roots` that hold one of the texts looked for in them, with the texts found there. What stands below
+/// two of them is read once.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn files_with(roots: &[&Path], texts: &[String]) -> io::Result<Vec<(PathBuf, Vec<String>)>> {
-    let longest = texts.iter().map(String::len).max().unwrap_or(0);
+pub fn files_with<'t>(roots: &[&Path], texts_in: impl Fn(&Path) -> &'t [String]) -> io::Result<Vec<(PathBuf, Vec<String>)>> {
     let mut found = Vec::new();
-    let mut left: Vec<PathBuf> = roots.iter().map(|root| (*root).to_path_buf()).collect();
+    // A root may be reached through a symbolic link (systemd's `StateDirectory=` makes one), what is below may not.
+    let roots: BTreeSet<PathBuf> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
+    let is_below_another = |root: &PathBuf| roots.iter().any(|other| root != other && root.starts_with(other));
+    let mut left: Vec<PathBuf> = roots.iter().filter(|root| !is_below_another(root)).cloned().collect();
     while let Some(path) = left.pop() {
         if is_directory(&path) {
             left.extend(entries(&path));
@@ -68,7 +86,7 @@ pub fn files_with(roots: &[&Path], texts: &[String]) -> io::Result<Vec<(PathBuf,
         if !path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
             continue;
         }
-        let texts_there = match search(&path, texts, longest) {
+        let texts_there = match search(&path, texts_in(&path)) {
             Ok(texts_there) => texts_there,
             // Gone meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -81,7 +99,8 @@ pub fn files_with(roots: &[&Path], texts: &[String]) -> io::Result<Vec<(PathBuf,
     Ok(found)
 }
 
-fn search(path: &Path, texts: &[String], longest: usize) -> io::Result<Vec<String>> {
+fn search(path: &Path, texts: &[String]) -> io::Result<Vec<String>> {
+    let longest = texts.iter().map(String::len).max().unwrap_or(0);
     let mut file = File::open(path)?;
     let mut found = HashSet::new();
     let mut window: Vec<u8> = Vec::with_capacity(CHUNK + longest);
@@ -135,7 +154,19 @@ mod tests {
         bytes.extend(vec![b'.'; 100]);
         fs::write(root.path().join("file"), bytes).unwrap();
         let texts = ["गुप्त secret".to_owned(), "not there".to_owned()];
-        let found = files_with(&[root.path()], &texts).unwrap();
-        assert_eq!(found, [(root.path().join("file"), vec!["गुप्त secret".to_owned()])]);
+        let found = files_with(&[root.path()], |_| &texts).unwrap();
+        assert_eq!(found, [(root.path().canonicalize().unwrap().join("file"), vec!["गुप्त secret".to_owned()])]);
+    }
+
+    #[test]
+    fn a_file_below_two_roots_is_searched_once_and_a_linked_root_is_searched() {
+        let root = tempfile::tempdir().unwrap();
+        let (store, link) = (root.path().join("store"), root.path().join("link"));
+        fs::create_dir_all(store.join("backup")).unwrap();
+        fs::write(store.join("backup/file"), "a secret").unwrap();
+        std::os::unix::fs::symlink(&store, &link).unwrap();
+        let texts = ["secret".to_owned()];
+        assert_eq!(files_with(&[&store, &store.join("backup")], |_| &texts).unwrap().len(), 1);
+        assert_eq!(files_with(&[&link], |_| &texts).unwrap().len(), 1);
     }
 }

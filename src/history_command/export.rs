@@ -15,7 +15,7 @@ use crate::history::Filter;
 use crate::history::export::{Choices, Export, Format, Spoken, Unavailable};
 use crate::history::name::rfc3339;
 use crate::history::output::{AtomicFile, OutputError};
-use crate::store::archive::{Page, SessionEntry};
+use crate::store::archive::{Page, SessionEntry, SessionQuery};
 use crate::store::{Archive, RowId};
 
 pub(super) fn export(arguments: &ExportArgs, settings: &Settings) -> Result<(), Failure> {
@@ -73,6 +73,17 @@ fn is_stream(path: &Path) -> bool {
     })
 }
 
+/// The messages of the sessions that are asked for.
+fn count(archive: &Archive, query: &SessionQuery) -> Result<u64, Failure> {
+    let (mut page, mut messages) = (Page::OLDEST, 0);
+    loop {
+        let entries = archive.sessions(query, page, SESSIONS_PAGE)?;
+        let Some(last) = entries.last() else { return Ok(messages) };
+        page = Page::After(last.session.key);
+        messages += entries.iter().map(|entry| entry.messages).sum::<u64>();
+    }
+}
+
 struct Run<'a> {
     archive: &'a Archive,
     filter: Filter,
@@ -89,6 +100,8 @@ impl<'a> Run<'a> {
     fn new(arguments: &ExportArgs, archive: &'a Archive, may_draw: bool) -> Result<Self, Failure> {
         let now = wall_clock();
         let filter = filter(archive, &arguments.filter)?;
+        let query = filter.query(false);
+        let total = if query == SessionQuery::default() { archive.message_count()? } else { count(archive, &query)? };
         let choices = Choices { bom: arguments.bom, audio: arguments.audio };
         Ok(Self {
             archive,
@@ -98,7 +111,7 @@ impl<'a> Run<'a> {
             left: arguments.limit.unwrap_or(u64::MAX),
             begun_any: false,
             export: arguments.format.export(choices, &rfc3339(now).unwrap_or_default())?,
-            progress: Progress::new(archive.message_count()?, may_draw),
+            progress: Progress::new(total, may_draw),
         })
     }
 

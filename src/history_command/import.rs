@@ -2,17 +2,25 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::failure::Failure;
 use super::hand::Hand;
+use super::{PAGE, say};
 use crate::cli::history::ImportArgs;
+use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::history::change::Request;
 use crate::history::json::{FORMAT, HeldJson, MessageJson, SessionJson, VERSION};
+use crate::store::archive::{Page, SessionQuery};
+use crate::store::{Archive, RowId};
 
+/// Retention takes nothing younger, whatever is set.
+const YOUNGEST_TO_LEAVE: Duration = Duration::from_secs(86_400);
 /// Messages in one request, and their bytes.
 const CHUNK_MESSAGES: usize = 500;
 const CHUNK_BYTES: usize = 2 << 20;
@@ -26,15 +34,25 @@ struct Totals {
     messages: u64,
     pending: u64,
     known: u64,
+    /// Messages of the export that retention will take.
+    old: u64,
 }
 
 /// Messages on their way.
 struct Chunks<'a> {
     hand: &'a Hand,
+    /// The store's directory.
+    store: &'a Path,
     session: Option<SessionJson>,
     messages: Vec<MessageJson>,
     held: Vec<HeldJson>,
     bytes: usize,
+    /// When the youngest message of the session so far was taken in, where the export was made.
+    youngest_ms: i64,
+    /// Whether what the session held is settled here; `None` before that was looked up.
+    settled: Option<bool>,
+    /// Retention takes what was taken in before.
+    old_before_ms: i64,
     totals: Totals,
 }
 
@@ -42,15 +60,52 @@ impl Chunks<'_> {
     fn begin(&mut self, session: SessionJson) -> Result<(), Failure> {
         self.send()?;
         self.totals.sessions += 1;
+        (self.youngest_ms, self.settled) = (i64::MIN, None);
         self.session = Some(session);
         // A session without messages is a session, too.
         self.send_even_if_empty()
     }
 
     fn message(&mut self, message: MessageJson) -> Result<(), Failure> {
-        self.bytes += message.content.len() + message.audio_base64.as_ref().map_or(0, String::len);
+        self.make_room(&message)?;
+        self.youngest_ms = self.youngest_ms.max(message.recorded_ms);
+        let leaves = matches!(message.state.as_str(), "delivered" | "kept") && message.recorded_ms < self.old_before_ms;
+        self.totals.old += u64::from(leaves);
         self.messages.push(message);
-        if self.messages.len() >= CHUNK_MESSAGES || self.bytes >= CHUNK_BYTES { self.send() } else { Ok(()) }
+        Ok(())
+    }
+
+    fn held(&mut self, held: HeldJson) -> Result<(), Failure> {
+        self.make_room(&held)?;
+        self.held.push(held);
+        Ok(())
+    }
+
+    /// Sends what there is when this would be too much in one request.
+    fn make_room(&mut self, next: &impl Serialize) -> Result<(), Failure> {
+        let bytes = serde_json::to_vec(next).map_err(io::Error::from)?.len();
+        if self.messages.len() + self.held.len() >= CHUNK_MESSAGES || self.bytes + bytes > CHUNK_BYTES {
+            self.send()?;
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// The held transcripts to be sent: none when they are settled here.
+    fn unsettled(&mut self) -> Result<Vec<HeldJson>, Failure> {
+        let held = std::mem::take(&mut self.held);
+        let Some(session) = self.session.as_ref().filter(|_| !held.is_empty()) else { return Ok(held) };
+        // Looked up once: what of them is imported must not settle the others.
+        let settled = match self.settled {
+            Some(settled) => settled,
+            None => is_settled(self.store, session, self.youngest_ms)?,
+        };
+        self.settled = Some(settled);
+        if settled {
+            self.totals.known += held.len() as u64;
+            return Ok(Vec::new());
+        }
+        Ok(held)
     }
 
     fn send(&mut self) -> Result<(), Failure> {
@@ -58,14 +113,11 @@ impl Chunks<'_> {
     }
 
     fn send_even_if_empty(&mut self) -> Result<(), Failure> {
+        let held = self.unsettled()?;
         let Some(session) = &self.session else { return Ok(()) };
         let answer = self
             .hand
-            .request(&Request::Import {
-                session: Box::new(session.clone()),
-                messages: std::mem::take(&mut self.messages),
-                held: std::mem::take(&mut self.held),
-            })
+            .request(&Request::Import { session: Box::new(session.clone()), messages: std::mem::take(&mut self.messages), held })
             .map_err(|failure| match failure {
                 Failure::Refused(why) => Failure::Refused(format!("session {:?}: {why}", session.session_id)),
                 other => other,
@@ -75,6 +127,27 @@ impl Chunks<'_> {
         self.totals.pending += answer.undelivered;
         self.totals.known += answer.passed_over;
         Ok(())
+    }
+}
+
+/// Whether the store knows what became of the transcripts that this session held. One that is open here, or went on after
+/// the export was made, does: it holds them still, said them itself, or has their item.
+fn is_settled(store: &Path, session: &SessionJson, youngest_ms: i64) -> Result<bool, Failure> {
+    let archive = Archive::open(store)?;
+    let query =
+        SessionQuery { mac: Some(session.mac.clone()), session_id: Some(session.session_id.clone()), ..SessionQuery::default() };
+    let Some(entry) = archive.sessions(&query, Page::OLDEST, 1)?.pop() else { return Ok(false) };
+    if entry.session.ended.is_none() {
+        return Ok(true);
+    }
+    let mut after = RowId::default();
+    loop {
+        let page = archive.messages(entry.session.key, after, PAGE)?;
+        let Some(last) = page.last() else { return Ok(false) };
+        after = last.row;
+        if page.iter().any(|message| message.recorded.0 > youngest_ms) {
+            return Ok(true);
+        }
     }
 }
 
@@ -93,10 +166,20 @@ pub(super) fn import(arguments: &ImportArgs, settings: &Settings, out: &mut dyn 
         check_header(header, &name)?;
     }
     let hand = Hand::find(settings)?;
-    let mut chunks =
-        Chunks { hand: &hand, session: None, messages: Vec::new(), held: Vec::new(), bytes: 0, totals: Totals::default() };
+    let retention = settings.store.retention.max(YOUNGEST_TO_LEAVE);
+    let mut chunks = Chunks {
+        hand: &hand,
+        store: &settings.store.directory,
+        session: None,
+        messages: Vec::new(),
+        held: Vec::new(),
+        bytes: 0,
+        youngest_ms: i64::MIN,
+        settled: None,
+        old_before_ms: wall_clock().0.saturating_sub(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX)),
+        totals: Totals::default(),
+    };
     let read = if is_lines { lines(&mut input, &name, &mut chunks) } else { document(first, input, &name, &mut chunks) };
-    let read = read.and_then(|()| chunks.send());
     let totals = std::mem::take(&mut chunks.totals);
     drop(chunks);
     hand.finish();
@@ -106,6 +189,14 @@ pub(super) fn import(arguments: &ImportArgs, settings: &Settings, out: &mut dyn 
         totals.messages, totals.sessions, totals.known, totals.pending
     )?;
     out.flush()?;
+    if totals.old > 0 {
+        say(format_args!(
+            "{} messages of the export are older than store.retention ({}): they leave again within the hour (raise it first to \
+             keep them)\n",
+            totals.old,
+            humantime::format_duration(retention)
+        ));
+    }
     read
 }
 
@@ -115,6 +206,7 @@ fn check_header(header: &Value, name: &str) -> Result<(), Failure> {
     }
     match header.get("version").and_then(Value::as_u64) {
         Some(version) if version == u64::from(VERSION) => Ok(()),
+        None => Err(Failure::Input(format!("{name} says no version (format and version must stand before sessions)"))),
         _ => Err(Failure::Input(format!("{name} has another version than {VERSION} (use the chat-historyd that wrote it)"))),
     }
 }
@@ -152,6 +244,11 @@ struct Owned<T> {
 
 fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
     let mut number = 1;
+    // Lines are sent many at once: it is this one or one before it.
+    let near = |number: u64, failure| match failure {
+        Failure::Refused(why) => Failure::Refused(format!("{name}:{number} or a line before it: {why}")),
+        other => other,
+    };
     while let Some(text) = line(input, name, number + 1)? {
         number += 1;
         if text.trim_ascii().is_empty() {
@@ -165,14 +262,14 @@ fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result
         };
         let stray = || Failure::Input(format!("{name}:{number}: it stands under another session than its own"));
         match parsed {
-            Line::Session(session) => chunks.begin(session)?,
+            Line::Session(session) => chunks.begin(session).map_err(|failure| near(number, failure))?,
             Line::Message(one) if misplaced(&one.mac, &one.session_id, &chunks.session) => return Err(stray()),
             Line::Held(one) if misplaced(&one.mac, &one.session_id, &chunks.session) => return Err(stray()),
-            Line::Message(one) => chunks.message(one.rest)?,
-            Line::Held(one) => chunks.held.push(one.rest),
+            Line::Message(one) => chunks.message(one.rest).map_err(|failure| near(number, failure))?,
+            Line::Held(one) => chunks.held(one.rest).map_err(|failure| near(number, failure))?,
         }
     }
-    Ok(())
+    chunks.send().map_err(|failure| near(number, failure))
 }
 
 /// A session in a document.
@@ -195,7 +292,7 @@ fn document(first: Vec<u8>, input: Box<dyn BufRead>, name: &str, chunks: &mut Ch
             let take = |chunks: &mut Chunks<'_>| {
                 chunks.begin(whole.session)?;
                 whole.messages.into_iter().try_for_each(|message| chunks.message(message))?;
-                chunks.held = whole.held;
+                whole.held.into_iter().try_for_each(|held| chunks.held(held))?;
                 chunks.send()
             };
             take(chunks).map_err(Box::new)

@@ -7,11 +7,16 @@ use super::{SESSIONS_PAGE, filter, say};
 use crate::cli::history::{ListArgs, Shape};
 use crate::config::Settings;
 use crate::history::json::EntryJson;
-use crate::history::listing;
+use crate::history::{State, listing};
 use crate::store::Archive;
 use crate::store::archive::Page;
 
 pub(super) fn list(arguments: &ListArgs, settings: &Settings, out: &mut dyn Write) -> Result<(), Failure> {
+    if arguments.filter.state == Some(State::Damaged) {
+        return Err(Failure::Usage(
+            "a list reads no messages, so it knows of no damaged ones (history export --state damaged has them)".into(),
+        ));
+    }
     let archive = Archive::open(&settings.store.directory)?;
     let filter = filter(&archive, &arguments.filter)?;
     let query = filter.query(true);

@@ -106,7 +106,7 @@ pub(super) fn list(arguments: &RejectedListArgs, settings: &Settings, mut out: &
         }
         match arguments.format {
             Shape::Text => {
-                let said = found.message.as_ref().and_then(|message| rfc3339(message.time)).unwrap_or_default();
+                let said = found.message.as_ref().and_then(|message| message.said().and_then(rfc3339)).unwrap_or_default();
                 let mac = found.session.as_ref().map_or_else(String::new, |session| session.identity.mac.to_string());
                 let text: String = printable(found.text()).chars().take(EXCERPT).collect();
                 let said = said.get(..19).unwrap_or("-");
@@ -156,8 +156,8 @@ pub(super) fn show(arguments: &RejectedShowArgs, settings: &Settings, out: &mut 
         writeln!(out, "answer    {}", printable(answer))?;
     }
     if let Some(message) = &found.message {
-        writeln!(out, "said      {}", rfc3339(message.time).unwrap_or_default())?;
-        writeln!(out, "by        {}\n", crate::history::role(message.chat_type))?;
+        writeln!(out, "said      {}", message.said().and_then(rfc3339).unwrap_or_default())?;
+        writeln!(out, "by        {}\n", message.role())?;
         for line in message.content.split('\n') {
             writeln!(out, "{}", printable(line))?;
         }

@@ -14,7 +14,7 @@ use crate::history::name::rfc3339;
 use crate::history::search::query::Snippet;
 use crate::history::search::{Query, SearchIndex};
 use crate::history::table::{Colour, printable};
-use crate::history::{Filter, MessageRecord, SessionRecord, role};
+use crate::history::{Filter, MessageRecord, SessionRecord};
 use crate::store::{Archive, RowId, SessionKey};
 
 /// A message that was found, as JSON.
@@ -156,14 +156,14 @@ impl Search {
                 serde_json::to_writer(&mut *out, &found).map_err(std::io::Error::from)?;
             }
             Shape::Text => {
-                let time = rfc3339(message.time).unwrap_or_default();
+                let time = message.said().and_then(rfc3339).unwrap_or_default();
                 let time = time.get(..19).unwrap_or("-").replace('T', " ");
                 let clean = Snippet { parts: snippet.parts.iter().map(|(text, found)| (printable(text), *found)).collect() };
                 let text = match self.colour {
                     Colour::Plain => clean.marked("[", "]"),
                     Colour::Ansi => clean.marked("\u{1b}[1;33m", "\u{1b}[0m"),
                 };
-                writeln!(out, "{time}  {:5}  {}  {}\n    {text}", role(message.chat_type), session.identity.mac, printable(id))?;
+                writeln!(out, "{time}  {:5}  {}  {}\n    {text}", message.role(), session.identity.mac, printable(id))?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use super::open::Fault;
 use super::record::{SessionSnapshot, TranscriptMessage};
@@ -26,7 +26,7 @@ pub enum ArchiveError {
     #[error("there is no history at {} (nothing was taken in yet, or store.directory names another place)", .0.display())]
     Missing(PathBuf),
     /// It cannot be opened.
-    #[error("cannot open {}: {source} (whose is it, and who are you?)", .path.display())]
+    #[error("cannot open {}: {source} ({})", .path.display(), remedy(.source))]
     Refused {
         /// The database.
         path: PathBuf,
@@ -329,6 +329,13 @@ fn failed(path: &Path, error: rusqlite::Error) -> ArchiveError {
     match Fault::of(&error) {
         Fault::Damage => ArchiveError::Damaged { path, cause: error.to_string() },
         Fault::Refusal => ArchiveError::Refused { path, source: error },
+    }
+}
+
+fn remedy(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::ReadOnly) => "a reader keeps a list of the log beside it: copy it to a directory that you can write to",
+        _ => "whose is it, and who are you?",
     }
 }
 

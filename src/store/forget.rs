@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::error::StoreError;
 use super::group::in_transaction;
+use super::open;
 use super::rows::{self, cached};
 use super::schema::flags;
 use super::shared::Shared;
@@ -136,7 +137,11 @@ pub(super) fn forget_step(
         }
         return Ok(None);
     }
-    let busy: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    // Intake must not wait for whoever reads: when the log cannot be emptied at once, it is tried again later.
+    connection.busy_timeout(Duration::ZERO)?;
+    let busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+    connection.busy_timeout(open::BUSY)?;
+    let busy = busy?;
     work.truncate_tries += 1;
     work.done.log_truncated = busy == 0;
     if busy != 0 && work.truncate_tries < TRUNCATE_TRIES {

@@ -1,13 +1,14 @@
 //! CSV after RFC 4180 for spreadsheets: one header row, one row a message, CRLF.
 //!
-//! Promises: no cell is a formula: a text that a spreadsheet would compute is led by an apostrophe.
+//! Promises: no cell is a formula: a text that a spreadsheet would compute is led by an apostrophe, and so is a part of it
+//! that becomes a cell where semicolons or tabs separate them. No control character but line breaks and tabs is written.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
 use super::{Export, Spoken};
 use crate::history::name::rfc3339;
-use crate::history::{HeldRecord, MessageRecord, MessageState, SessionRecord, role};
+use crate::history::{HeldRecord, MessageRecord, MessageState, SessionRecord};
 
 const HEADER: &str = "mac,session_id,agent_id,time,role,content,state,reason,interrupted,uncommitted,uuid,event_id";
 
@@ -45,8 +46,8 @@ impl Export for Csv {
                 &session.identity.mac.to_string(),
                 session.identity.session_id.as_str(),
                 session.agent_id.as_deref().unwrap_or(""),
-                &rfc3339(message.time).unwrap_or_default(),
-                role(message.chat_type),
+                &message.said().and_then(rfc3339).unwrap_or_default(),
+                message.role(),
                 &message.content,
                 message.state.as_str(),
                 reason,
@@ -103,14 +104,30 @@ fn row(out: &mut dyn Write, cells: [&str; 12]) -> io::Result<()> {
 
 /// A cell: harmless to a spreadsheet, quoted where it must be.
 fn cell(text: &str) -> Cow<'_, str> {
-    // Some spreadsheets trim white space before they look, and some take the full-width forms.
-    let first = text.trim_start().chars().next();
-    let formula = matches!(first, Some('=' | '+' | '-' | '@' | '＝' | '＋' | '－' | '＠')) || text.starts_with(['\t', '\r']);
-    let text = if formula { Cow::Owned(format!("'{text}")) } else { Cow::Borrowed(text) };
-    if text.contains(['"', ',', '\r', '\n', ';']) || text.starts_with(' ') || text.ends_with(' ') {
+    let text = harmless(text);
+    if text.contains(['"', ',', '\n', ';', '\t']) || text.starts_with(' ') || text.ends_with(' ') {
         return Cow::Owned(format!("\"{}\"", text.replace('"', "\"\"")));
     }
     text
+}
+
+/// The text with an apostrophe before whatever a spreadsheet may compute.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let is_kept = |character: &char| !character.is_control() || matches!(character, '\n' | '\t');
+    let kept: Cow<'_, str> =
+        if text.chars().all(|character| is_kept(&character)) { text.into() } else { text.chars().filter(is_kept).collect() };
+    let parts = || kept.split_inclusive([';', '\t', '\n']);
+    if !parts().any(is_formula) {
+        return kept;
+    }
+    parts().flat_map(|part| [if is_formula(part) { "'" } else { "" }, part]).collect()
+}
+
+/// Whether a spreadsheet computes it. Some trim white space before they look, some take the full-width forms, and quotes
+/// inside a cell are none where something else separates cells.
+fn is_formula(part: &str) -> bool {
+    let first = part.trim_start_matches(|character: char| character.is_whitespace() || character == '"').chars().next();
+    matches!(first, Some('=' | '+' | '-' | '@' | '＝' | '＋' | '－' | '＠'))
 }
 
 #[cfg(test)]
@@ -131,7 +148,22 @@ mod tests {
         for text in ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "=HYPERLINK(\"http://x\",\"y\")", "\n=1"] {
             let cell = cell(text);
             let inner = cell.strip_prefix('"').unwrap_or(&cell);
-            assert!(inner.starts_with('\''), "{text:?} became {cell:?}");
+            assert!(inner.trim_start().starts_with('\''), "{text:?} became {cell:?}");
         }
+    }
+
+    #[test]
+    fn no_part_that_becomes_a_cell_elsewhere_is_a_formula() {
+        assert_eq!(cell("hello\t=1+1\tx"), "\"hello\t'=1+1\tx\"");
+        assert_eq!(cell("x;=1+1;y"), "\"x;'=1+1;y\"");
+        assert_eq!(cell("x; \"=1+1"), "\"x;' \"\"=1+1\"");
+        assert_eq!(cell("two\n-lines"), "\"two\n'-lines\"");
+        assert_eq!(cell("2 + 3 = 5; is it not?"), "\"2 + 3 = 5; is it not?\"");
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_left_out() {
+        assert_eq!(cell("a\u{1b}]0;title\u{7}b\u{9b}c\r"), "\"a]0;titlebc\"");
+        assert_eq!(cell("a\u{1b}b"), "ab");
     }
 }

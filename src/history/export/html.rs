@@ -8,7 +8,6 @@ use std::io::{self, Write};
 use super::prose::{Said, about};
 use super::{Export, Spoken};
 use crate::history::name::rfc3339;
-use crate::history::table::clock;
 use crate::history::{HeldRecord, SessionRecord};
 
 const HEAD: &str = r#"<!DOCTYPE html>
@@ -52,12 +51,12 @@ impl Html {
 
     fn row(&mut self, out: &mut dyn Write, said: &Said<'_>) -> io::Result<()> {
         self.messages += 1;
-        let (who, state, machine) = (said.who, said.state, rfc3339(said.time).unwrap_or_default());
+        let (who, state, machine) = (said.who, said.state, said.time.and_then(rfc3339).unwrap_or_default());
         write!(
             out,
             "<div class=\"message {who} {state}\"><div><div class=\"who\">{who}</div><time datetime=\"{machine}\">{}</time></div>\
              <div><p class=\"text\" dir=\"auto\">{}</p>",
-            clock(said.time),
+            said.clock(),
             escape(said.text)
         )?;
         if !said.marks.is_empty() {

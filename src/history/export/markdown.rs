@@ -6,6 +6,7 @@ use std::io::{self, Write};
 
 use super::prose::{Said, about, stamp};
 use super::{Export, Spoken};
+use crate::history::table::NO_CLOCK;
 use crate::history::{HeldRecord, SessionRecord};
 
 pub(super) struct Markdown;
@@ -40,7 +41,13 @@ impl Export for Markdown {
 fn said(out: &mut dyn Write, said: &Said<'_>) -> io::Result<()> {
     let marks: Vec<String> = said.marks.iter().map(|mark| format!(", {}", escape(mark))).collect();
     let marks = marks.concat();
-    write!(out, "\n**{}** ({}{marks}):  \n{}\n", said.who, stamp(said.time), paragraph(said.text))
+    write!(
+        out,
+        "\n**{}** ({}{marks}):  \n{}\n",
+        said.who,
+        said.time.map_or_else(|| NO_CLOCK.to_owned(), stamp),
+        paragraph(said.text)
+    )
 }
 
 /// Text whose line breaks stay.
@@ -53,7 +60,13 @@ fn paragraph(text: &str) -> String {
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 8);
     for (index, character) in text.char_indices() {
+        let (before, from) = text.split_at_checked(index).unwrap_or_default();
         match character {
+            // Where bare addresses become links.
+            ':' if from.starts_with("://") => escaped.push_str("\\:"),
+            '.' if before.get(before.len().saturating_sub(3)..).is_some_and(|www| www.eq_ignore_ascii_case("www")) => {
+                escaped.push_str("\\.");
+            }
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '&' => escaped.push_str("&amp;"),
@@ -66,9 +79,7 @@ fn escape(text: &str) -> String {
                 escaped.push('\\');
                 escaped.push(character);
             }
-            '.' | ')'
-                if index > 0 && text.get(..index).is_some_and(|before| before.bytes().all(|byte| byte.is_ascii_digit())) =>
-            {
+            '.' | ')' if index > 0 && before.bytes().all(|byte| byte.is_ascii_digit()) => {
                 escaped.push('\\');
                 escaped.push(character);
             }
@@ -89,6 +100,7 @@ mod tests {
         assert_eq!(escape("<script>&"), "&lt;script&gt;&amp;");
         assert_eq!(escape("- no list"), "\\- no list");
         assert_eq!(escape("1. no list, 2.5 litres"), "1\\. no list, 2.5 litres");
+        assert_eq!(escape("see http://x.org, www.x.org: 10:30"), "see http\\://x.org, www\\.x.org: 10:30");
         assert_eq!(escape("नमस्ते 你好 🐘"), "नमस्ते 你好 🐘");
         assert_eq!(paragraph("two\nlines"), "two  \nlines");
     }

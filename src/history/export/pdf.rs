@@ -16,7 +16,7 @@ use self::sheets::{INSIDE, Sheets};
 use super::prose::{Said, about};
 use super::{Export, Spoken, Unavailable};
 use crate::history::name::date_of;
-use crate::history::table::{clock, printable};
+use crate::history::table::printable;
 use crate::history::{HeldRecord, SessionRecord};
 
 const INK: [u8; 3] = [24, 24, 24];
@@ -74,8 +74,7 @@ impl Pdf {
 
     fn said(&mut self, said: &Said<'_>) -> io::Result<()> {
         self.messages += 1;
-        let date = date_of(said.time);
-        if date != self.date {
+        if let Some(date) = said.time.map(date_of).filter(|date| *date != self.date) {
             if !self.date.is_empty() {
                 self.skip(6.0);
                 self.paragraph(&date, NOTE)?;
@@ -95,7 +94,7 @@ impl Pdf {
             text.extend(lines::set(fonts, &said.marks.join(", "), Look { colour, ..NOTE }, INSIDE - WHO));
         }
         let mut beside = lines::set(fonts, said.who, Look { bold: true, colour, ..TEXT }, WHO);
-        beside.extend(lines::set(fonts, &clock(said.time), NOTE, WHO));
+        beside.extend(lines::set(fonts, &said.clock(), NOTE, WHO));
         let height_beside: f32 = beside.iter().map(|line| line.height).sum();
         let height = text.iter().map(|line| line.height).sum::<f32>().max(height_beside);
         let first = text.first().map_or(0.0, |line| line.height).max(height_beside);

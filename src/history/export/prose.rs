@@ -1,8 +1,8 @@
 //! What people read of a session and of a message: the same words in every readable format. Pure, and not escaped.
 
 use crate::history::name::date_of;
-use crate::history::table::clock;
-use crate::history::{HeldRecord, MessageRecord, MessageState, SessionRecord, role};
+use crate::history::table::{NO_CLOCK, clock};
+use crate::history::{HeldRecord, MessageRecord, MessageState, SessionRecord};
 use crate::protocol::UnixMillis;
 
 /// Whose a session is, and when it was.
@@ -21,7 +21,8 @@ pub(super) fn about(session: &SessionRecord) -> String {
 /// What was said: by whom, when, and what is to be known of it.
 pub(super) struct Said<'a> {
     pub(super) who: &'static str,
-    pub(super) time: UnixMillis,
+    /// `None` when nothing is known of it but that it was there.
+    pub(super) time: Option<UnixMillis>,
     /// Its name in tables and filters.
     pub(super) state: &'static str,
     /// Interrupted, uncommitted, and what became of it unless that is the usual.
@@ -38,12 +39,17 @@ impl<'a> Said<'a> {
             MessageState::Rejected { reason, .. } => marks.push(format!("rejected: {reason}")),
             other => marks.push(other.as_str().to_owned()),
         }
-        let (who, state) = (role(message.chat_type), message.state.as_str());
-        Self { who, time: message.time, state, marks, text: &message.content }
+        let (who, state) = (message.role(), message.state.as_str());
+        Self { who, time: message.said(), state, marks, text: &message.content }
     }
 
     pub(super) fn held(held: &'a HeldRecord) -> Self {
-        Self { who: "user", time: held.time, state: "held", marks: vec!["held".to_owned()], text: &held.text }
+        Self { who: "user", time: Some(held.time), state: "held", marks: vec!["held".to_owned()], text: &held.text }
+    }
+
+    /// Its time of day.
+    pub(super) fn clock(&self) -> String {
+        self.time.map_or_else(|| NO_CLOCK.to_owned(), clock)
     }
 
     /// Whether something went wrong with it.

@@ -86,16 +86,17 @@ impl SearchIndex {
         })
     }
 
-    /// Takes out what the store does not hold any more, overwrites it, and empties the log. Answers how many rows.
+    /// Takes out what the store does not hold any more, overwrites it, and empties the log. Answers whether nobody reads
+    /// the log any more: else what was taken out still stands in the files.
     ///
     /// # Errors
     /// When index or store cannot be used; a damaged index is deleted.
-    pub fn reconcile(&self) -> Result<u64, IndexError> {
+    pub fn reconcile(&self) -> Result<bool, IndexError> {
         if !self.path().exists() {
-            return Ok(0);
+            return Ok(true);
         }
         self.change(|connection, archive| {
-            let (mut after, mut gone) = (0_i64, 0);
+            let mut after = 0_i64;
             loop {
                 let ids: Vec<i64> = connection
                     .prepare_cached("SELECT rowid FROM words WHERE rowid > ?1 ORDER BY rowid LIMIT ?2")?
@@ -111,13 +112,16 @@ impl SearchIndex {
                         transaction.prepare_cached("DELETE FROM words WHERE rowid = ?1")?.execute([id])?;
                     }
                     transaction.commit()?;
-                    gone += leaving.len() as u64;
                     std::thread::sleep(REST);
                 }
             }
-            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-            Ok(gone)
+            Ok(empty_log(connection)?)
         })
+    }
+
+    /// Empties the log, when somebody kept [`Self::reconcile`] from it; answers as that does.
+    fn empty_log(&self) -> Result<bool, IndexError> {
+        self.change(|connection, _| Ok(empty_log(connection)?))
     }
 
     fn change<T>(&self, work: impl FnOnce(&Connection, &Archive) -> Result<T, IndexError>) -> Result<T, IndexError> {
@@ -171,24 +175,30 @@ impl SearchIndex {
     /// Feeds in the background until it is cancelled: when the store is quiet, or has not been for long.
     pub async fn keep(self, metrics: Arc<Metrics>, stop: CancellationToken) {
         let mut pace = Pace::new(Instant::now());
-        let mut pruned = None;
+        let (mut pruned, mut log_is_read) = (None, false);
         loop {
-            if pace.is_due(metrics.commits.get(), Instant::now()) {
-                let seen = metrics.messages_pruned.get();
-                let (index, stopping, reconciles) = (self.clone(), stop.clone(), pruned != Some(seen));
+            let seen = metrics.messages_pruned.get();
+            // A prune is no commit of a group, and what it took out must leave the index on a quiet host, too.
+            if pace.is_due(metrics.commits.get().saturating_add(seen), Instant::now()) {
+                let (index, stopping, has_pruned) = (self.clone(), stop.clone(), pruned != Some(seen));
                 let round = tokio::task::spawn_blocking(move || {
                     while !stopping.is_cancelled() && index.feed(ROUND_ROWS)? {}
-                    if reconciles && !stopping.is_cancelled() {
-                        index.reconcile()?;
-                    }
-                    Ok::<(), IndexError>(())
+                    let reconciled = if has_pruned && !stopping.is_cancelled() { Some(index.reconcile()?) } else { None };
+                    Ok::<_, IndexError>(reconciled)
                 });
                 match round.await {
-                    Ok(Ok(())) => {
+                    Ok(Ok(reconciled)) => {
                         pruned = Some(seen);
+                        log_is_read = reconciled.map_or(log_is_read, |emptied| !emptied);
                         pace.fed(Instant::now());
                     }
                     Ok(Err(error)) => tracing::debug!(%error, "the search index is fed later"),
+                    Err(_) => return,
+                }
+            } else if log_is_read {
+                let index = self.clone();
+                match tokio::task::spawn_blocking(move || index.empty_log()).await {
+                    Ok(emptied) => log_is_read = !matches!(emptied, Ok(true)),
                     Err(_) => return,
                 }
             }
@@ -198,6 +208,11 @@ impl SearchIndex {
             }
         }
     }
+}
+
+/// Answers whether it is empty: not while somebody reads it.
+fn empty_log(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map(|busy: i64| busy == 0)
 }
 
 /// Feeds at most so many rows in an open transaction; answers how many.
@@ -221,12 +236,12 @@ fn feed_rows(connection: &Connection, archive: &Archive, limit: usize) -> Result
 /// When to feed. To index a message costs more than to take it in and deliver it, so it waits until the store has been
 /// quiet for a moment; searching reads what is not indexed, so nobody misses it. Pure.
 struct Pace {
-    /// What was committed at the last look, and since when nothing more was.
+    /// Changes of the store at the last look, and since when there were no more.
     seen: u64,
     quiet_since: Instant,
-    /// What was committed when the last feeding began.
+    /// The changes there were when the last feeding began.
     begun: u64,
-    /// All that was committed before this was fed; `None`: nothing was fed yet.
+    /// All changes up to this one were fed; `None`: nothing was fed yet.
     fed: Option<u64>,
     waits_since: Instant,
 }
@@ -236,18 +251,18 @@ impl Pace {
         Self { seen: 0, quiet_since: now, begun: 0, fed: None, waits_since: now }
     }
 
-    /// Looks at the number of commits.
-    fn is_due(&mut self, commits: u64, now: Instant) -> bool {
-        if commits != self.seen {
+    /// Looks at the number of changes: of groups written and messages pruned.
+    fn is_due(&mut self, changes: u64, now: Instant) -> bool {
+        if changes != self.seen {
             if self.fed == Some(self.seen) {
                 self.waits_since = now;
             }
-            (self.seen, self.quiet_since) = (commits, now);
+            (self.seen, self.quiet_since) = (changes, now);
         }
         let quiet = now.duration_since(self.quiet_since) >= QUIET;
         let overdue = now.duration_since(self.waits_since) >= PATIENCE;
-        self.begun = commits;
-        self.fed != Some(commits) && (quiet || overdue)
+        self.begun = changes;
+        self.fed != Some(changes) && (quiet || overdue)
     }
 
     /// All that stood in the store when it was due is fed.
