@@ -303,7 +303,7 @@ fn sigterm_with_a_full_disk_ends_in_time_and_keeps_what_was_acknowledged() {
     speak_until_it_fails(&daemon, &mut producer, "full");
     let acked = producer.acked();
     assert!(daemon.term(SOON).success());
-    assert!(daemon.log().contains("could not be written before the end"), "a loss is said: {}", daemon.log());
+    assert!(daemon.log().contains("never acknowledged and are lost"), "a loss is said: {}", daemon.log());
     assert_eq!(producer.acked(), acked, "nothing was acknowledged on the way out that is not durable");
     disk.free();
     api.start_again();
