@@ -12,7 +12,7 @@ use super::checksum::{self, RowFields};
 use super::inbox::Advance;
 use super::rows;
 use super::schema::flags;
-use super::types::{HeldTranscript, Lifecycle, NewMessage, SessionKey, SessionWrite, WaitingDevice};
+use super::types::{Disposition, HeldTranscript, Lifecycle, NewMessage, PendingMessage, SessionKey, SessionWrite, WaitingDevice};
 use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
 
 /// The number of rows a write needs: its messages, then what it holds.
@@ -133,6 +133,25 @@ impl<'c> Applier<'c> {
             checksum::of_message(&row),
         ])?;
         Ok(())
+    }
+
+    /// A message that may be there already, as far as it is known in memory.
+    pub(super) fn known(&mut self, key: SessionKey, message: &PendingMessage) -> rusqlite::Result<()> {
+        let PendingMessage { row, uuid, chat_type, time, recorded, disposition, .. } = *message;
+        let known = NewMessage {
+            uuid,
+            chat_type,
+            content: message.content.clone(),
+            time,
+            recorded,
+            event_id: None,
+            extra: None,
+            audio: message.audio.clone(),
+            interrupted: false,
+            uncommitted: false,
+            sendable: disposition == Disposition::Send,
+        };
+        self.message(row.0, key, &known)
     }
 
     fn hold(&self, id: i64, key: SessionKey, held: &HeldTranscript) -> rusqlite::Result<()> {

@@ -76,6 +76,11 @@ impl Recent {
         }
     }
 
+    /// All that is kept.
+    pub(super) fn messages(&self) -> impl Iterator<Item = &PendingMessage> {
+        self.messages.iter()
+    }
+
     /// All rows above `after`, at most `limit`, and no more than `max_bytes` of text and audio (but at least one), and whether more may
     /// follow. `None`: they have to be read.
     pub(super) fn after(&self, after: RowId, limit: usize, max_bytes: usize) -> Option<(Vec<PendingMessage>, bool)> {

@@ -220,12 +220,16 @@ pub(super) fn restore_living(
     let (pending_before, living) = look_at_living(shared);
     let now = wall_clock();
     in_transaction(connection, || {
-        let applier = Applier::new(connection)?;
+        let mut applier = Applier::new(connection)?;
         for (handle, ..) in &living {
             applier.create_session(handle.key, &handle.identity, now)?;
             if handle.cursor().row > RowId(0) {
                 let advance = Advance::of(Arc::clone(handle));
                 applier.advance(&advance, now)?;
+            }
+            // What is still known need not have been readable.
+            for message in handle.recent().messages() {
+                applier.known(handle.key, message)?;
             }
         }
         applier.finish()

@@ -147,6 +147,11 @@ fn starts_with(lab: &Lab, file: usize, harm: &Harm) -> HashMap<String, Vec<usize
     came
 }
 
+/// As the header of the database says.
+fn page_bytes(database: &[u8]) -> usize {
+    usize::from(u16::from_be_bytes([database[16], database[17]]))
+}
+
 #[test]
 fn starts_with_any_bytes_in_the_store() {
     let lab = Lab { api: ManagerApi::start(Variant::Upstream), sound: files_of_a_history("a"), foreign: files_of_a_history("b") };
@@ -194,7 +199,7 @@ fn damage_met_while_it_runs_is_salvaged_delivered_and_counted_without_a_restart(
 fn a_flipped_byte_in_the_log_is_seen_and_what_stands_behind_it_survives() {
     let lab = Lab { api: ManagerApi::start(Variant::Upstream), sound: files_of_a_history("a"), foreign: vec![Vec::new(); 3] };
     lab.api.register(MAC);
-    let frame = 4096 + 24;
+    let frame = page_bytes(&lab.sound[0]) + 24;
     let frames = (lab.sound[1].len() - 32) / frame;
     // In the header, in the header of a frame, in a page.
     for place in [17, 32 + frames / 3 * frame + 9, 32 + frames / 2 * frame + 17, 32 + frames / 4 * frame + 2000] {
@@ -215,11 +220,12 @@ fn a_flipped_byte_in_the_log_is_seen_and_what_stands_behind_it_survives() {
 fn one_zeroed_page_costs_its_own_messages_only() {
     let lab = Lab { api: ManagerApi::start(Variant::Upstream), sound: files_of_a_history("a"), foreign: vec![Vec::new(); 3] };
     lab.api.register(MAC);
-    let pages = lab.sound[0].len() / 4096;
+    let page_bytes = page_bytes(&lab.sound[0]);
+    let pages = lab.sound[0].len() / page_bytes;
     let mut least = usize::MAX;
     for page in (0..pages).step_by((pages / 6).max(1)) {
         let mut sound = lab.sound.clone();
-        sound[0][page * 4096..(page + 1) * 4096].fill(0);
+        sound[0][page * page_bytes..(page + 1) * page_bytes].fill(0);
         let harmed = Lab { api: ManagerApi::start(Variant::Upstream), sound, foreign: lab.foreign.clone() };
         harmed.api.register(MAC);
         let came: usize = starts_with(&harmed, 0, &Harm::None).values().map(Vec::len).sum();

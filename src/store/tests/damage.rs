@@ -157,6 +157,33 @@ async fn damage_that_appears_while_the_daemon_runs_stops_neither_intake_nor_livi
 }
 
 #[tokio::test]
+async fn what_was_just_said_survives_damage_that_leaves_nothing_of_it_to_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let (session, old) = (lab.session("a").await.handle, lab.session("old").await.handle);
+    lab.write(write_of(&old, &["before"])).await;
+    lab.write(write_of(&session, &["one", "two", "three"])).await;
+    let hand = rusqlite::Connection::open(settings.directory.join("history.db")).unwrap();
+    hand.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(hand);
+    let database = fs::OpenOptions::new().write(true).open(settings.directory.join("history.db")).unwrap();
+    let garbled = vec![0xA5; usize::try_from(database.metadata().unwrap().len()).unwrap() - 2048];
+    std::os::unix::fs::FileExt::write_all_at(&database, &garbled, 2048).unwrap();
+    for _ in 0..100 {
+        let _ = lab.store.backlog(None, 10).await;
+        assert_eq!(lab.write(write_of(&old, &["during"])).await, Settled::Durable);
+        if lab.metrics.stores_salvaged.get() > 0 {
+            break;
+        }
+    }
+    eventually("the store works again", || lab.metrics.stores_salvaged.get() == 1 && lab.store.health().failing.is_none()).await;
+    assert_eq!(lab.contents(&session).await, ["one", "two", "three"]);
+    assert_eq!(session.pending(), 3);
+    assert_eq!(lab.metrics.rejected.get(RejectReason::Damaged), 0);
+}
+
+#[tokio::test]
 async fn readable_messages_survive_damage_with_their_order_and_are_delivered() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(directory.path());
