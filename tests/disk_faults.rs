@@ -40,6 +40,17 @@ fn speak_until_it_fails(daemon: &Daemon, producer: &mut Producer, what: &str) {
     });
 }
 
+/// A producer that said something while all was well, and it is delivered.
+fn delivered_before(daemon: &Daemon) -> Producer {
+    let mut producer = Producer::connected(daemon, MAC, "s");
+    for index in 0..30 {
+        producer.say(1, &format!("before {index}"));
+    }
+    producer.wait_until_acked();
+    soon("all is delivered", || daemon.metric("pending") == 0);
+    producer
+}
+
 /// As the real client does: whenever it is sent away it comes back and sends again what was not acknowledged.
 fn persist(daemon: &Daemon, producer: &mut Producer) {
     let last = producer.said().len() as u64;
@@ -199,12 +210,7 @@ fn a_read_only_disk_is_survived_and_left_in_order() {
     let api = api();
     let builder = Daemon::builder().api(&api).set("store.directory", &store_on(&disk.path())).wrapper(&disk.wrapper());
     let mut daemon = builder.start();
-    let mut producer = Producer::connected(&daemon, MAC, "s");
-    for index in 0..30 {
-        producer.say(1, &format!("before {index}"));
-    }
-    producer.wait_until_acked();
-    soon("all is delivered", || daemon.metric("pending") == 0);
+    let mut producer = delivered_before(&daemon);
     disk.abort();
     speak_until_it_fails(&daemon, &mut producer, "read-only");
     producer.wait_until_acked();
@@ -291,12 +297,7 @@ fn sigterm_with_a_full_disk_ends_in_time_and_keeps_what_was_acknowledged() {
     let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
     let mut daemon = daemon.start();
     let mut oracle = Oracle::new(&daemon);
-    let mut producer = Producer::connected(&daemon, MAC, "s");
-    for index in 0..20 {
-        producer.say(1, &format!("before {index}"));
-    }
-    producer.wait_until_acked();
-    soon("all is delivered", || daemon.metric("pending") == 0);
+    let mut producer = delivered_before(&daemon);
     // What is said now can neither be written nor delivered.
     api.stop();
     disk.fill();
@@ -307,8 +308,8 @@ fn sigterm_with_a_full_disk_ends_in_time_and_keeps_what_was_acknowledged() {
     assert_eq!(producer.acked(), acked, "nothing was acknowledged on the way out that is not durable");
     disk.free();
     api.start_again();
-    // With a store that cannot be written, what was delivered last may come again.
-    oracle.allow_duplicates(acked);
+    // The cursor of what was delivered last may have found the disk full.
+    oracle.allow_duplicates(2);
     daemon.start();
     producer.come_back(&daemon);
     producer.wait_until_acked();

@@ -68,6 +68,18 @@ fn said_once(daemon: &Daemon, api: &ManagerApi) {
     api.wait_for_rows("s", 1);
 }
 
+/// What doctor says when another user runs it; nothing where that one cannot reach the binary.
+fn told_to_nobody(daemon: &Daemon) -> String {
+    let output = Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(binary())
+        .args(["doctor", "--config"])
+        .arg(daemon.config())
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
 #[test]
 fn a_sound_system_is_sound_with_either_server() {
     for (variant, version) in [(Variant::Fork, "0.7.5"), (Variant::Upstream, "0.9.6")] {
@@ -171,14 +183,7 @@ fn a_directory_that_cannot_be_written_is_broken_and_one_of_another_user_is_advic
         for path in [daemon.directory(), daemon.config().as_path()] {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
-        let output = Command::new("setpriv")
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-            .arg(binary())
-            .args(["doctor", "--config"])
-            .arg(daemon.config())
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = told_to_nobody(&daemon);
         if text.is_empty() {
             return crate::support::skipped("another user cannot reach the binary here");
         }
@@ -492,14 +497,7 @@ fn who_may_not_read_the_secret_is_told_that_and_not_that_it_is_broken() {
     let api = api(Variant::Fork);
     let Some(mut daemon) = nobodys(Daemon::builder().api(&api)) else { return };
     daemon.start();
-    let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(binary())
-        .args(["doctor", "--config"])
-        .arg(daemon.config())
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = told_to_nobody(&daemon);
     assert!(text.contains("advice  secret       this user may not read the secret in "), "{text}");
 }
 

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::types::{Arrival, SessionHandle, SessionKey};
+use super::session_handle::SessionHandle;
+use super::types::{Arrival, SessionKey};
 
 /// Sessions with something new since the uploader last looked.
 #[derive(Debug, Default)]

@@ -16,9 +16,10 @@ use super::error::StoreError;
 use super::forget::{ForgetError, Forgetting, forget_step};
 use super::group::in_transaction;
 use super::rows::{self, MESSAGE_COLUMNS, StoredMessage, cached};
+use super::session_handle::SessionHandle;
 use super::sessions;
 use super::shared::Shared;
-use super::types::{RowId, SessionHandle, SessionKey};
+use super::types::{RowId, SessionKey};
 use super::writer::{Mode, NextIds, Writer, wall_clock};
 use crate::protocol::SessionIdentity;
 

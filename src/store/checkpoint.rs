@@ -36,7 +36,7 @@ impl Checkpoint {
         }
         let beside = Arc::clone(shared);
         let thread = std::thread::Builder::new().name("store-log".into()).spawn(move || {
-            let result = carry(&beside.files.database, beside.durability);
+            let result = or_later(carry(&beside.files.database, beside.durability));
             beside.inbox.poke();
             result
         });
@@ -65,12 +65,10 @@ impl Checkpoint {
 /// Carries the log over as far as it is written now, without making the writer wait.
 fn carry(database: &Path, durability: Durability) -> rusqlite::Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    or_later((|| {
-        let connection = Connection::open_with_flags(database, flags)?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        connection.pragma_update(None, "synchronous", synchronous(durability))?;
-        now(&connection, "PASSIVE")
-    })())
+    let connection = Connection::open_with_flags(database, flags)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    connection.pragma_update(None, "synchronous", synchronous(durability))?;
+    now(&connection, "PASSIVE")
 }
 
 /// Carries the log into the database, here and now.

@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::types::{SessionHandle, SessionKey};
+use super::session_handle::SessionHandle;
+use super::types::SessionKey;
 
 /// The living handles.
 #[derive(Debug, Default)]

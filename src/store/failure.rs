@@ -298,7 +298,10 @@ impl Writer {
         }
     }
 
-    fn shelve_write(&mut self, mut item: Item) -> Option<(std::sync::Arc<super::types::SessionHandle>, u64, Option<bool>)> {
+    fn shelve_write(
+        &mut self,
+        mut item: Item,
+    ) -> Option<(std::sync::Arc<super::session_handle::SessionHandle>, u64, Option<bool>)> {
         let refused = matches!(&item.job, Job::Write(write) if write.epoch.is_refused());
         if !refused {
             group::book(&self.shared, &mut item);

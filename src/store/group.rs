@@ -8,12 +8,13 @@ use super::apply::{Applier, rows_of};
 use super::error::{BindError, StoreError};
 use super::inbox::Job;
 use super::rows;
+use super::session_handle::SessionHandle;
 use super::sessions;
 use super::shared::Shared;
 use super::shelf::row_after;
 use super::types::{
-    BacklogSession, Disposition, Lifecycle, NewMessage, NoRoom, OpenedSession, PendingMessage, RowId, SessionHandle,
-    SessionWrite, Settled, StreamTaken,
+    BacklogSession, Disposition, Lifecycle, NewMessage, NoRoom, OpenedSession, PendingMessage, RowId, SessionWrite, Settled,
+    StreamTaken,
 };
 use super::writer::{Coalesced, NextIds, wall_clock};
 use crate::observe::Skip;

@@ -15,10 +15,10 @@ use super::health::{CloseReport, StoreHealth};
 use super::import::{Import, ImportError, Imported, ImportedSession};
 use super::inbox::Job;
 use super::record::{SessionSnapshot, TranscriptMessage};
+use super::session_handle::SessionHandle;
 use super::shared::Shared;
 use super::types::{
-    BacklogSession, Cursor, OpenedSession, PendingMessage, Rejection, RowId, SessionHandle, SessionKey, SessionWrite,
-    WaitingDevice,
+    BacklogSession, Cursor, OpenedSession, PendingMessage, Rejection, RowId, SessionKey, SessionWrite, WaitingDevice,
 };
 use super::writer::Writer;
 use super::{reads, record, rows, start};

@@ -14,9 +14,9 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::changes::Change;
 use super::error::{BindError, StoreError};
+use super::session_handle::SessionHandle;
 use super::types::{
-    BacklogSession, Cursor, NoRoom, OpenedSession, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled,
-    WaitingDevice,
+    BacklogSession, Cursor, NoRoom, OpenedSession, Rejection, RowId, SessionKey, SessionWrite, Settled, WaitingDevice,
 };
 use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
 

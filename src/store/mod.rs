@@ -41,6 +41,7 @@ mod retention;
 mod rows;
 pub mod salvage;
 pub mod schema;
+mod session_handle;
 mod sessions;
 mod shared;
 mod shelf;
@@ -57,10 +58,10 @@ pub use handle::{Passed, Store};
 pub use health::{CloseReport, Failing, StoreHealth};
 pub use import::{ImportError, Imported, ImportedMessage, ImportedSession, ImportedState};
 pub use record::{HeldTranscriptRecord, MessageState, RejectedRow, SessionSnapshot, TranscriptMessage};
+pub use session_handle::SessionHandle;
 pub use types::{
     Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, NewMessage, NoRoom, OnSettled, OpenedSession,
-    PendingMessage, RejectReason, Rejection, RowId, SessionHandle, SessionKey, SessionWrite, Settled, StreamTaken, WaitingDevice,
-    WriterEpoch,
+    PendingMessage, RejectReason, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamTaken, WaitingDevice, WriterEpoch,
 };
 
 #[cfg(test)]

@@ -7,8 +7,9 @@ use rusqlite::Connection;
 use super::directory::Directory;
 use super::inbox::Found;
 use super::rows;
+use super::session_handle::SessionHandle;
 use super::shelf::Overlay;
-use super::types::{BacklogSession, OpenedSession, SessionHandle, SessionKey};
+use super::types::{BacklogSession, OpenedSession, SessionKey};
 use crate::protocol::{SessionIdentity, UnixMillis};
 
 /// How long de-duplication keys outlive the end of their session.

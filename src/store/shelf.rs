@@ -12,8 +12,9 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::apply::{Applier, rows_of};
+use super::session_handle::SessionHandle;
 use super::types::{
-    Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, PendingMessage, RowId, SessionHandle, SessionKey, SessionWrite,
+    Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, PendingMessage, RowId, SessionKey, SessionWrite,
 };
 use crate::protocol::{SessionIdentity, UnixMillis};
 

@@ -313,3 +313,22 @@ async fn a_cursor_is_written_with_what_it_passed_over_and_never_goes_back() {
     assert!(handle.advance(at(1), 0));
     assert_eq!(handle.cursor(), at(2));
 }
+
+#[test]
+fn a_cursor_in_the_database_never_goes_back() {
+    let connection = rusqlite::Connection::open_in_memory().unwrap();
+    connection.execute_batch(crate::store::schema::V1).unwrap();
+    let write = |row, offset| {
+        let cursor = Cursor { row: RowId(row), offset, last_report: NOW };
+        let handle = Arc::new(SessionHandle::new(SessionKey(1), identity("s"), cursor, 0));
+        let applier = crate::store::apply::Applier::new(&connection).unwrap();
+        applier.advance(&crate::store::inbox::Advance::of(handle), NOW).unwrap();
+        crate::store::rows::cursor(&connection, SessionKey(1)).unwrap()
+    };
+    assert_eq!(write(5, 0).row, RowId(5));
+    // An import may have moved it while this one, or a part of a message behind it, was on its way.
+    assert_eq!(write(3, 0).row, RowId(5));
+    assert_eq!(write(3, 700).row, RowId(5));
+    assert_eq!(write(5, 700).offset, 700, "a part of the next message");
+    assert_eq!((write(5, 300).offset, write(6, 0).row), (700, RowId(6)));
+}

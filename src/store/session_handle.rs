@@ -1,0 +1,163 @@
+//! A session as everybody shares it: how far it is delivered, what of it is pending, and its youngest rows.
+//!
+//! Promises: the cursor never goes back, and each message leaves the books once, whoever takes it out. Holds no lock while
+//! anybody waits.
+
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::recent::{Recent, RecentBytes};
+use super::types::{Cursor, PendingMessage, RowId, SessionKey};
+use crate::protocol::SessionIdentity;
+
+/// A session as the actor and the uploader share it. As long as somebody holds it (a queued write does, too), its
+/// cursor is newer than or equal to the one in the database; the store hands out the same one to everybody.
+#[derive(Debug)]
+pub struct SessionHandle {
+    /// The key in the store.
+    pub key: SessionKey,
+    /// Whose it is.
+    pub identity: SessionIdentity,
+    cursor: Mutex<Cursor>,
+    pending: AtomicU64,
+    /// No row of the session in the database is younger.
+    stored: AtomicI64,
+    recent: Mutex<Recent>,
+    /// Rows up to here were deleted because a person asked for it; 0: none.
+    forgotten: AtomicI64,
+    /// How many advances of the cursor are not durable yet.
+    unwritten: AtomicU32,
+    /// Told when some of them are.
+    written: Notify,
+}
+
+impl SessionHandle {
+    /// A handle; only the store makes them.
+    #[must_use]
+    pub fn new(key: SessionKey, identity: SessionIdentity, cursor: Cursor, pending: u64) -> Self {
+        Self {
+            key,
+            identity,
+            cursor: Mutex::new(cursor),
+            pending: AtomicU64::new(pending),
+            stored: AtomicI64::new(i64::MAX),
+            recent: Mutex::default(),
+            forgotten: AtomicI64::new(0),
+            unwritten: AtomicU32::new(0),
+            written: Notify::new(),
+        }
+    }
+
+    /// How far it is delivered, as the uploader last knew.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the cursor and takes `passed` messages out of the books; answers `false` when they left them before, because
+    /// the row was forgotten. The cursor never goes back: an import may have moved it beyond rows that were only kept.
+    pub(super) fn advance(&self, cursor: Cursor, passed: u64) -> bool {
+        let mut known = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        if (cursor.row, cursor.offset) >= (known.row, known.offset) {
+            *known = cursor;
+        }
+        // Under the lock, as `forget` is: each message leaves the books once.
+        let counts = !self.has_forgotten(cursor.row);
+        if counts {
+            self.remove_pending(passed);
+        }
+        drop(known);
+        self.recent().passed(cursor.row);
+        counts
+    }
+
+    /// Sendable messages accepted (durable or on the shelf) and neither delivered nor rejected.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Whether this row was forgotten: it must not be sent any more.
+    #[must_use]
+    pub fn has_forgotten(&self, row: RowId) -> bool {
+        row.0 <= self.forgotten.load(Ordering::Acquire)
+    }
+
+    /// Whether rows of the session were forgotten while somebody held it.
+    pub(super) fn was_forgotten(&self) -> bool {
+        self.forgotten.load(Ordering::Acquire) > 0
+    }
+
+    /// The rows up to this one were deleted, these sendable ones among them; answers how many of them were undelivered,
+    /// which are out of the books then.
+    pub(super) fn forget(&self, up_to: RowId, sendable: &[RowId]) -> u64 {
+        let cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let undelivered = sendable.iter().filter(|row| **row > cursor.row && !self.has_forgotten(**row)).count() as u64;
+        self.forgotten.fetch_max(up_to.0, Ordering::AcqRel);
+        self.remove_pending(undelivered);
+        drop(cursor);
+        self.recent().passed(up_to);
+        undelivered
+    }
+
+    /// Whether the database may hold rows after the cursor.
+    pub(super) fn may_have_stored(&self, after: RowId) -> bool {
+        self.stored.load(Ordering::Acquire) > after.0
+    }
+
+    /// A handle starts without knowledge of its rows; the writer tells it.
+    pub(super) fn set_stored(&self, newest: RowId) {
+        self.recent().forget(newest);
+        self.stored.store(newest.0, Ordering::Release);
+    }
+
+    /// Rows came into the database.
+    pub(super) fn note_stored(&self, newest: RowId) {
+        self.recent().forget(newest);
+        self.stored.fetch_max(newest.0, Ordering::AcqRel);
+    }
+
+    /// A row came into the database that will soon be asked for.
+    pub(super) fn note_recent(&self, message: PendingMessage, all: &RecentBytes) {
+        let row = message.row;
+        self.recent().push(RowId(self.stored.load(Ordering::Acquire)), message, all);
+        // Known to be there only now that it is kept: nobody may take what is kept for all there is before.
+        self.stored.fetch_max(row.0, Ordering::AcqRel);
+    }
+
+    pub(super) fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many advances of the cursor are not durable yet.
+    pub(super) fn unwritten(&self) -> u32 {
+        self.unwritten.load(Ordering::Acquire)
+    }
+
+    pub(super) fn add_unwritten(&self) {
+        self.unwritten.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// So many advances are durable, or never will be.
+    pub(super) fn remove_unwritten(&self, count: u32) {
+        if count > 0 {
+            self.unwritten.fetch_sub(count, Ordering::AcqRel);
+            self.written.notify_one();
+        }
+    }
+
+    /// Resolves when advances became durable since it last did.
+    pub(super) async fn written(&self) {
+        self.written.notified().await;
+    }
+
+    pub(super) fn add_pending(&self, count: u64) {
+        self.pending.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_pending(&self, count: u64) {
+        let _ = self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(count)));
+    }
+}
