@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -19,6 +19,7 @@ use crate::history::change::{Backups, Changes};
 use crate::history::search::SearchIndex;
 use crate::intake::connection::Surroundings;
 use crate::intake::{Intake, ListenError, Listener, ServerSocket};
+use crate::lane;
 use crate::manager_api::ManagerApi;
 use crate::observe::http::{self, Face};
 use crate::observe::logging::{self, LogHandle};
@@ -31,10 +32,6 @@ use crate::session::agents::AgentDirectory;
 use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::upload::{Deliveries, Server, Uploader};
-
-/// Threads of the runtime: the daemon shares its host with the agent. With one alone a lone message would cost a fifth less
-/// (it wakes nobody on its way), but then a log that nobody reads would stop intake, too, and not only who logs.
-const WORKER_THREADS: usize = 2;
 
 /// How often the supervisor's status line is renewed.
 const STATUS_LINE_EVERY: Duration = Duration::from_secs(5);
@@ -63,7 +60,8 @@ pub fn run(sources: &Sources) -> Exit {
         }
     };
     raise_descriptor_limit();
-    let runtime = match runtime() {
+    // The main thread has its own: signals, watchdog, status and backups wait for no line and no report.
+    let runtime = match Builder::new_current_thread().max_blocking_threads(8).enable_all().build() {
         Ok(runtime) => runtime,
         Err(failure) => {
             error!(%failure, "the runtime cannot be started");
@@ -74,10 +72,6 @@ pub fn run(sources: &Sources) -> Exit {
     // A salvage that was interrupted by a stop still runs on its thread: it is not waited for.
     runtime.shutdown_background();
     exit
-}
-
-fn runtime() -> std::io::Result<Runtime> {
-    Builder::new_multi_thread().worker_threads(WORKER_THREADS).max_blocking_threads(8).enable_all().build()
 }
 
 /// Every connection is a descriptor: the soft limit is raised to the hard one.
@@ -152,7 +146,7 @@ enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Socket(#[from] ListenError),
-    #[error("cannot use a socket: {0}")]
+    #[error("cannot use a socket or start a thread: {0}")]
     Runtime(#[from] std::io::Error),
     #[error(transparent)]
     Http(#[from] http::CannotListen),
@@ -217,6 +211,7 @@ impl Daemon {
             api,
             Box::new(move |session| finished.request(session)),
         );
+        let (taking_in, sending) = (lane::start("intake")?, lane::start("upload")?);
         let (agents, lookups) = AgentDirectory::new();
         let registry = Registry::new(store.clone(), settings.clone(), Arc::clone(&metrics), agents);
         let around = Surroundings {
@@ -229,8 +224,7 @@ impl Daemon {
             draining: CancellationToken::new(),
             cut_off: CancellationToken::new(),
         };
-        let (socket, path) = socket.into_listener()?;
-        let (listener, intake) = Listener::new(socket, path, around);
+        let (listener, intake) = listen(&taking_in, socket, around)?;
         let (status_socket, status_path) = status_socket.into_listener()?;
         let stop_intake = CancellationToken::new();
         let overview = Overview {
@@ -246,7 +240,6 @@ impl Daemon {
             stopping: stop_intake.clone(),
         };
 
-        let left_over = (registry.clone(), settings.borrow().session.idle_timeout);
         let status = overview.clone();
         let index = SearchIndex::of(&settings.borrow().store.directory);
         let changes = Changes {
@@ -255,12 +248,8 @@ impl Daemon {
             backups: Backups { directory: settings.borrow().backup.directory.clone(), writer: Some(backups.clone()) },
             serving: true,
         };
-        let left_over_sessions = tokio::spawn(async move {
-            let (registry, idle) = left_over;
-            if let Err(failure) = registry.end_left_over_sessions(idle).await {
-                warn!(%failure, "sessions left open by the last run cannot be read: they stay open");
-            }
-        });
+        let idle = settings.borrow().session.idle_timeout;
+        let left_over_sessions = taking_in.spawn(end_left_over_sessions(registry.clone(), idle));
         let mut beside = vec![
             tokio::spawn(async move {
                 let _path = status_path;
@@ -269,14 +258,14 @@ impl Daemon {
             tokio::spawn(overview.clone().sample_rates()),
             tokio::spawn(overview.sampled.clone().keep(store.clone(), settings.clone())),
             tokio::spawn(index.keep(Arc::clone(&metrics), stop_intake.clone())),
-            tokio::spawn(lookups.run(store.clone(), api_receiver, gate_open)),
+            sending.spawn(lookups.run(store.clone(), api_receiver, gate_open)),
         ];
         if let Some(http) = http {
             beside.push(tokio::spawn(http::serve(http, Face { overview: overview.clone(), intake: intake.clone() })));
         }
         Ok(Some(Self {
-            listener: tokio::spawn(listener.run(stop_intake.clone())),
-            uploader: tokio::spawn(uploader.run()),
+            listener: taking_in.spawn(listener.run(stop_intake.clone())),
+            uploader: sending.spawn(uploader.run()),
             backup_writer: tokio::spawn(backup_task::run(backups.clone(), store.clone(), settings, metrics)),
             settings: settings_sender,
             store,
@@ -330,7 +319,8 @@ impl Daemon {
                             }
                             Some(false) => {
                                 if stuck.occurs(std::time::Instant::now()) != Mention::Silent {
-                                    warn!("a core task makes no progress: the watchdog is not fed");
+                                    // Not here: it may be the log that hangs, and status and signals live on this thread.
+                                    tokio::task::spawn_blocking(|| warn!("a core task makes no progress: the watchdog is not fed"));
                                 }
                             }
                             None => return died("the store's writer"),
@@ -487,6 +477,19 @@ async fn open_store(settings: &Settings, metrics: Arc<Metrics>, signals: &mut Si
                 return Ok(None);
             }
         }
+    }
+}
+
+/// The socket is watched by the thread that takes in.
+fn listen(taking_in: &Handle, socket: ServerSocket, around: Surroundings) -> std::io::Result<(Listener, Intake)> {
+    let _on_its_lane = taking_in.enter();
+    let (socket, path) = socket.into_listener()?;
+    Ok(Listener::new(socket, path, around))
+}
+
+async fn end_left_over_sessions(registry: Registry, idle: Duration) {
+    if let Err(failure) = registry.end_left_over_sessions(idle).await {
+        warn!(%failure, "sessions left open by the last run cannot be read: they stay open");
     }
 }
 

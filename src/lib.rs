@@ -21,6 +21,7 @@ pub mod exit;
 pub mod history;
 pub mod history_command;
 pub mod intake;
+pub mod lane;
 pub mod manager_api;
 pub mod observe;
 pub mod protocol;

@@ -488,13 +488,19 @@ struct Traffic {
 
 impl Traffic {
     fn for_(daemon: &Daemon) -> Self {
+        Self::of(daemon, |index| {
+            let session = format!("traffic-{index}");
+            json!({ "type": "message", "mac_address": MAC, "session_id": session, "chat_type": 1, "content": "x" })
+        })
+    }
+
+    fn of(daemon: &Daemon, line: impl Fn(u8) -> Value) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let produce = |index: u8| {
             let (stop, mut stream) = (Arc::clone(&stop), Agent::deaf(daemon));
             stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
-            let line = json!({ "type": "message", "mac_address": MAC, "session_id": format!("traffic-{index}"), "chat_type": 1, "content": "x" });
+            let line = format!("{}\n", line(index));
             std::thread::spawn(move || {
-                let line = format!("{line}\n");
                 let mut rest = line.as_bytes();
                 // A line that does not fit goes on where it was cut: a refused line would be another line of the log.
                 while !stop.load(Ordering::Relaxed) {
@@ -512,6 +518,21 @@ impl Drop for Traffic {
         self.stop.store(true, Ordering::Relaxed);
         self.producers.drain(..).for_each(|producer| drop(producer.join()));
     }
+}
+
+/// One thread takes in for everybody.
+#[test]
+fn those_who_never_stop_talking_hold_up_neither_others_nor_a_stop() {
+    let mut daemon = Daemon::builder().prepare();
+    daemon.spawn();
+    soon("it is up", || daemon.socket().exists());
+    let traffic = Traffic::of(&daemon, |_| json!({ "type": "ping" }));
+    soon("they talk", || daemon.metric("lines") > 10_000);
+    let mut agent = Agent::connect(&daemon);
+    assert!(agent.is_answered());
+    daemon.signal("TERM");
+    assert_eq!(daemon.wait(SOON).code(), Some(0));
+    drop(traffic);
 }
 
 /// A reader of the log that does not read: the first line waits, and at this level it is the uploader's.

@@ -140,7 +140,7 @@ fn survives_random_kills() {
 
 /// Many sessions with a single message each: those that were delivered just before the kill are no longer "being sent".
 #[test]
-fn a_kill_repeats_two_messages_for_each_slot_at_most_however_many_sessions_there_are() {
+fn a_kill_repeats_two_messages_for_each_turn_at_most_however_many_sessions_there_are() {
     const SESSIONS: usize = 300;
     let mut dice = Dice::new();
     for concurrency in [1, 4] {
@@ -160,7 +160,7 @@ fn a_kill_repeats_two_messages_for_each_slot_at_most_however_many_sessions_there
         api.start_again();
         let wanted = 30 + dice.below(150);
         eventually(SOON, "some are delivered", || (api.row_count() >= wanted).then_some(()));
-        oracle.before_kill(&daemon, concurrency);
+        oracle.before_kill(&daemon, 2 * concurrency);
         daemon.kill9();
         daemon.start();
         oracle.check(&daemon, &api);

@@ -230,6 +230,28 @@ fn a_new_server_takes_over_what_the_old_one_did_not_take() {
     assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "its time unit was asked for: {times:?}");
 }
 
+/// Two reports hang, and a third session has its turn but waits until it may send.
+#[test]
+fn what_hangs_at_the_old_server_holds_up_nobody_at_the_new_one() {
+    let old = ManagerApi::start(Variant::Upstream);
+    old.register(MAC);
+    let new = ManagerApi::start(Variant::Upstream);
+    new.register(MAC);
+    old.fault(Fault::HangBeforeHeaders);
+    let mut daemon = Daemon::builder().api(&old).set("upload.concurrency", "2").set("manager_api.timeout", "'120s'").start();
+    for session in ["hangs", "hangs too", "waits"] {
+        let mut producer = Producer::connected(&daemon, MAC, session);
+        producer.say(1, "Hello");
+        producer.wait_until_acked();
+        producer.agent().end();
+    }
+    soon("two hang", || old.count(Endpoint::Report) == 2);
+    daemon.set("manager_api.url", &format!("'{}'", new.url()));
+    reload(&daemon);
+    new.wait_for_rows("waits", 1);
+    assert_eq!(old.count(Endpoint::Report), 2, "the third never asked the old server");
+}
+
 #[test]
 fn a_thousand_reloads_under_load_lose_nothing() {
     let (api, mut daemon) = ground();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
+use tokio::task::yield_now;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -141,8 +142,11 @@ impl Connection {
             tokio::select! {
                 readable = self.stream.readable() => {
                     readable?;
-                    if self.read().await? == Read::Ended {
-                        return self.say_last_words().await;
+                    match self.read().await? {
+                        Read::Ended => return self.say_last_words().await,
+                        Read::Empty => {}
+                        // The thread is everybody's: who never stops talking waits for the others.
+                        Read::More => yield_now().await,
                     }
                 }
                 () = outbox.changed() => {}
@@ -150,7 +154,9 @@ impl Connection {
                 () = draining.cancelled() => {
                     outbox.say(&Reply::Draining);
                     // What the client has written is in our buffer already: read until it is empty.
-                    while !cut_off.is_cancelled() && self.read().await? == Read::More {}
+                    while !cut_off.is_cancelled() && self.read().await? == Read::More {
+                        yield_now().await;
+                    }
                     return self.say_last_words().await;
                 }
             }

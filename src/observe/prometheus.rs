@@ -35,7 +35,7 @@ const READINGS: &[Reading] = &[
         "/upload/oldest_sendable_seconds",
         "As chat_historyd_oldest_pending_seconds, without the messages of devices that the server does not know.",
     ),
-    reading("sending", "/upload/sending", "Sessions that are being sent now."),
+    reading("sending", "/upload/sending", "Sessions that have their turn now."),
     reading("sessions_pending", "/upload/sessions_pending", "Sessions with undelivered messages."),
     reading("sessions_backing_off", "/upload/backing_off", "Sessions that wait after a failed report."),
     reading("devices_waiting", "/upload/devices_waiting", "Devices that the server does not know."),

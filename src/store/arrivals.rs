@@ -1,5 +1,5 @@
-//! The uploader's mailbox: which sessions have something new. One entry a session, so it is bounded by the number of
-//! sessions, whatever the uploader does meanwhile.
+//! The uploader's mailbox: which sessions have something new, and that cursors became durable. One entry a session, so it
+//! is bounded by the number of sessions, whatever the uploader does meanwhile.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +17,14 @@ pub struct Arrivals {
     entries: Mutex<HashMap<SessionKey, Arrival>>,
     /// The database was salvaged: sessions may stand in it that nobody could read before.
     rebuilt: AtomicBool,
+    /// Cursors became durable.
+    cursors: AtomicBool,
     changed: Notify,
 }
 
 impl Arrivals {
-    /// Waits until something arrived since the last [`Self::take`]. One waiter: the uploader.
+    /// Waits until something arrived since the last [`Self::take`], or cursors became durable since this was last called. One
+    /// waiter: the uploader.
     ///
     /// # Cancel safety
     /// Cancel safe: nothing is taken, and nothing is missed by the next call.
@@ -29,7 +32,8 @@ impl Arrivals {
         loop {
             let notified = self.changed.notified();
             let nothing_new = self.entries.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-            if !nothing_new || self.rebuilt.load(Ordering::Acquire) {
+            let cursors = self.cursors.swap(false, Ordering::AcqRel);
+            if !nothing_new || cursors || self.rebuilt.load(Ordering::Acquire) {
                 return;
             }
             notified.await;
@@ -55,11 +59,13 @@ impl Arrivals {
         self.changed.notify_one();
     }
 
-    /// Notes what the writer has accepted, in the order it was accepted.
-    pub(super) fn note(&self, news: impl IntoIterator<Item = (Arc<SessionHandle>, u64, Option<bool>)>) {
+    /// Notes what the writer has accepted, in the order it was accepted, and whether cursors became durable: one wake-up for
+    /// all that came of a group.
+    pub(super) fn note(&self, news: impl IntoIterator<Item = (Arc<SessionHandle>, u64, Option<bool>)>, cursors: bool) {
         let now = Instant::now();
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut any = false;
+        let mut any = cursors;
+        self.cursors.fetch_or(cursors, Ordering::AcqRel);
         for (handle, messages, ended) in news {
             if messages == 0 && ended.is_none() {
                 continue;
@@ -101,12 +107,23 @@ mod tests {
     async fn news_of_one_session_become_one_arrival() {
         let arrivals = Arrivals::default();
         let (a, b) = (handle(1), handle(2));
-        arrivals.note([(Arc::clone(&a), 2, None), (b, 0, None), (Arc::clone(&a), 3, Some(true)), (a, 0, Some(false))]);
+        arrivals.note([(Arc::clone(&a), 2, None), (b, 0, None), (Arc::clone(&a), 3, Some(true)), (a, 0, Some(false))], false);
         arrivals.changed().await;
         let taken = arrivals.take();
         assert_eq!(taken.len(), 1);
         assert_eq!((taken[0].messages, taken[0].ended, taken[0].had_an_end), (5, Some(false), true));
         assert!(arrivals.take().is_empty());
+    }
+
+    #[tokio::test]
+    async fn durable_cursors_are_told_once_and_are_no_arrival() {
+        let arrivals = Arrivals::default();
+        arrivals.note([], true);
+        arrivals.note([], true);
+        arrivals.changed().await;
+        assert!(arrivals.take().is_empty());
+        let again = tokio::time::timeout(std::time::Duration::ZERO, arrivals.changed()).await;
+        assert!(again.is_err(), "told already");
     }
 
     #[tokio::test]

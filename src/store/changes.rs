@@ -188,7 +188,7 @@ impl Touched {
             handle.note_stored(newest);
             (handle, count, ended.then_some(true))
         });
-        shared.arrivals.note(news.collect::<Vec<_>>());
+        shared.arrivals.note(news.collect::<Vec<_>>(), false);
     }
 }
 

@@ -207,6 +207,7 @@ impl Writer {
             for key in keys {
                 self.coalesced.advances.remove(&key);
             }
+            shared.arrivals.note([], true);
         }
         Ok(())
     }
@@ -257,11 +258,11 @@ impl Writer {
                 }
             }
         }
-        self.shared.arrivals.note(news);
-        let settled_now = self.shared.shelf().settle(|_| true);
         for advance in self.coalesced.advances.values_mut() {
             advance.release();
         }
+        self.shared.arrivals.note(news, !self.coalesced.advances.is_empty());
+        let settled_now = self.shared.shelf().settle(|_| true);
         let (bytes, messages) = {
             let stand = self.shared.shelf();
             (stand.bytes() as u64, stand.messages())

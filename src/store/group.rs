@@ -191,8 +191,8 @@ pub(super) fn ended(write: &SessionWrite) -> Option<bool> {
     write.lifecycle.as_ref().map(|lifecycle| matches!(lifecycle, Lifecycle::Ended { .. }))
 }
 
-/// Tells everybody that a group is durable.
-pub(super) fn settle(shared: &Shared, mut items: Vec<Item>) {
+/// Tells everybody that a group is durable, with cursors or without.
+pub(super) fn settle(shared: &Shared, mut items: Vec<Item>, cursors: bool) {
     let mut news = Vec::new();
     let mut written = 0;
     for item in &mut items {
@@ -203,7 +203,7 @@ pub(super) fn settle(shared: &Shared, mut items: Vec<Item>) {
         }
     }
     shared.metrics.writes_committed.add(written);
-    shared.arrivals.note(news);
+    shared.arrivals.note(news, cursors);
     for item in items {
         match (item.job, item.answer) {
             (Job::Write(write), Answer::Refused(why)) => {

@@ -197,18 +197,8 @@ impl Store {
         }
     }
 
-    /// Waits until the cursor of a session is durable, which is soon, but is no reason for a sync of its own (unless
-    /// somebody calls [`Self::hurry_cursors`]).
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub async fn cursor_settles(&self, session: &SessionHandle) {
-        while session.unwritten() > 0 {
-            session.written().await;
-        }
-    }
-
-    /// Somebody waits for those who wait in [`Self::cursor_settles`].
+    /// Somebody waits until cursors are durable ([`SessionHandle::is_settled`]), which they would be soon, but not by a sync
+    /// of their own. The mailbox ([`Self::arrivals`]) tells when some are.
     pub fn hurry_cursors(&self) {
         self.shared().inbox.hurry_all();
     }

@@ -131,6 +131,12 @@ impl SessionHandle {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether its cursor is durable as it is now.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.unwritten() == 0
+    }
+
     /// How many advances of the cursor are not durable yet.
     pub(super) fn unwritten(&self) -> u32 {
         self.unwritten.load(Ordering::Acquire)

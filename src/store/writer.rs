@@ -168,9 +168,10 @@ impl Writer {
                     self.house.note_written(bytes);
                     self.shared.metrics.commits.increment();
                     self.coalesced.devices.clear();
-                    // Whoever waits for the cursors is woken by the drop.
+                    let cursors = !self.coalesced.advances.is_empty();
+                    // Whoever waits for one cursor is woken by the drop; whoever looks at all of them by what follows it.
                     self.coalesced.advances.clear();
-                    super::group::settle(&self.shared, items);
+                    super::group::settle(&self.shared, items, cursors);
                     return;
                 }
                 Err(error) => self.begin_episode("write", &error),

@@ -54,7 +54,7 @@ pub struct UploadStatus {
     pub configured: bool,
     /// The server's time unit, once known.
     pub time_unit: Option<&'static str>,
-    /// Sessions being sent now.
+    /// Sessions that have their turn now.
     pub sending: usize,
     /// Sessions with undelivered messages.
     pub sessions_pending: usize,

@@ -170,7 +170,7 @@ impl Queue {
         None
     }
 
-    /// The session holds no slot until then.
+    /// The session takes no turn until then.
     pub(super) fn back_off(&mut self, key: SessionKey, delay: Duration) {
         let at = Instant::now() + delay;
         if let Some(entry) = self.sessions.get_mut(&key) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
@@ -22,13 +22,13 @@ use super::due::DueRule;
 use super::gate::{Change, Closed, Gate, Probe};
 use super::queue::Queue;
 use super::secret::SecretReader;
-use super::turn::{Progress, TURN_MESSAGES, Turn, TurnEnd};
+use super::turn::{Outcome, Progress, TURN_MESSAGES, Turn, TurnEnd};
 use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::manager_api::{ManagerApi, ProfileUnknown, ServerProfile, Verdict};
 use crate::observe::{Metrics, Throttle};
 use crate::protocol::UnixMillis;
-use crate::store::{Arrival, BacklogSession, SessionKey, Store, StoreError};
+use crate::store::{Arrival, BacklogSession, SessionHandle, SessionKey, Store, StoreError};
 
 /// How often the server is asked for its profile while all goes well.
 const PROFILE_EVERY: Duration = Duration::from_secs(300);
@@ -66,7 +66,12 @@ pub struct Uploader {
     devices: Devices,
     unreadable: Throttle,
     work: JoinSet<Done>,
+    /// Turns that are not over yet.
     sending: usize,
+    /// Those of them that only wait for their cursor: a kill must not repeat more than two messages for each turn.
+    settling: Vec<Settling>,
+    /// One permit for each request that may be in flight.
+    requests_in_flight: Arc<Semaphore>,
     secret: SecretReader,
     /// Reports accepted when the last failure was judged.
     accepted_before: u64,
@@ -87,8 +92,17 @@ struct Profile {
     asked: Instant,
 }
 
+/// A turn that is over when its cursor is durable.
+struct Settling {
+    handle: Arc<SessionHandle>,
+    knocked: bool,
+    end: TurnEnd,
+    /// Its cursor does not wait for a group to be written with.
+    hurried: bool,
+}
+
 enum Done {
-    Turn(SessionKey, bool, TurnEnd),
+    Turn(Settling),
     /// Why the secret could not be read again, and what came of the knock.
     Probe(Option<String>, Verdict),
     Profile(u64, Result<ServerProfile, ProfileUnknown>),
@@ -139,6 +153,8 @@ impl Uploader {
             unreadable: Throttle::new(),
             work: JoinSet::new(),
             sending: 0,
+            settling: Vec::new(),
+            requests_in_flight: Arc::new(Semaphore::new(current.upload.concurrency)),
             secret: SecretReader::default(),
             accepted_before: 0,
             backlog_again: None,
@@ -153,8 +169,10 @@ impl Uploader {
         self.load_devices().await;
         self.look_through(None);
         loop {
+            self.end_settled();
             self.start_work();
-            self.tell_whether_crowded();
+            self.hold_or_not();
+            self.hurry_cursors();
             if self.is_finished() {
                 if let Some((_, done)) = self.stopping.take() {
                     let _ = done.send(());
@@ -277,17 +295,27 @@ impl Uploader {
         if self.profile.known.is_none() || self.profile.ask {
             return;
         }
-        while self.sending < self.gate.allowed() && self.send_next(&api, TURN_MESSAGES, false) {}
+        while self.sending < self.gate.turns() && self.send_next(&api, TURN_MESSAGES, false) {}
     }
 
-    /// Turns that only wait for their cursor make room, if somebody needs it.
-    fn tell_whether_crowded(&self) {
-        let crowded = self.stopping.is_some() || (self.queue.has_ready() && self.sending >= self.gate.allowed());
-        if crowded && !self.progress.crowded.swap(true, Ordering::SeqCst) {
+    /// Turns that only wait for their cursor make room, if somebody needs it: else the cursor is written with what comes next.
+    fn hurry_cursors(&mut self) {
+        let crowded = self.stopping.is_some() || (self.queue.has_ready() && self.sending >= self.gate.turns());
+        let mut any = false;
+        for turn in self.settling.iter_mut().filter(|turn| !turn.hurried) {
+            turn.hurried = crowded || turn.knocked || !matches!(turn.end.outcome, Outcome::Drained);
+            any |= turn.hurried;
+        }
+        if any {
             self.store.hurry_cursors();
         }
-        if !crowded {
-            self.progress.crowded.store(false, Ordering::SeqCst);
+    }
+
+    /// Ends the turns whose cursors are durable.
+    fn end_settled(&mut self) {
+        while let Some(at) = self.settling.iter().position(|turn| turn.handle.is_settled()) {
+            let Settling { handle, knocked, end, .. } = self.settling.swap_remove(at);
+            self.turn_ended(handle.key, knocked, end);
         }
     }
 
@@ -360,20 +388,23 @@ impl Uploader {
                 settings,
                 metrics: Arc::clone(&self.metrics),
                 progress: Arc::clone(&self.progress),
+                requests: Arc::clone(&self.requests_in_flight),
                 limit,
                 knocks,
                 expire_before,
                 losses: BTreeMap::new(),
             };
             self.sending += 1;
-            self.work.spawn(async move { Done::Turn(key, knocks, turn.run().await) });
+            let handle = Arc::clone(&entry.handle);
+            self.work
+                .spawn(async move { Done::Turn(Settling { handle, knocked: knocks, end: turn.run().await, hurried: false }) });
             return true;
         }
     }
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Turn(key, knocks, end) => self.turn_ended(key, knocks, end),
+            Done::Turn(turn) => self.settling.push(turn),
             Done::Probe(unreadable, verdict) => {
                 self.secret.tell(unreadable);
                 self.probed(&verdict);
@@ -447,9 +478,17 @@ impl Uploader {
         }
     }
 
+    /// Tells the turns whether they may go on.
+    fn hold_or_not(&self) {
+        let hold = self.profile.ask || self.sending > self.gate.turns();
+        if !self.progress.hold.swap(hold, Ordering::Relaxed) && hold {
+            self.progress.held.notify_waiters();
+        }
+    }
+
     fn announce(&mut self, change: Change) {
+        self.hold_or_not();
         let closed = self.gate.closed();
-        self.progress.hold.store(closed.is_some() || self.profile.ask, Ordering::Relaxed);
         let open = closed.is_none() && self.api.is_some();
         self.gate_open.send_if_modified(|now| std::mem::replace(now, open) != open);
         match (change, closed) {
@@ -491,7 +530,7 @@ impl Uploader {
     fn is_finished(&mut self) -> bool {
         let Some((deadline, _)) = &self.stopping else { return false };
         let no_way = self.gate.closed().is_some() || self.api.is_none();
-        let idle = self.work.is_empty() && (no_way || !self.queue.has_any_soon());
+        let idle = self.work.is_empty() && self.settling.is_empty() && (no_way || !self.queue.has_any_soon());
         if idle || *deadline <= Instant::now() {
             self.work.abort_all();
             return true;

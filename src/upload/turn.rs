@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, error, warn};
 
 use crate::config::{OnLongContent, Settings};
@@ -31,11 +32,11 @@ const PAGE_BYTES: usize = 1024 * 1024;
 pub struct Progress {
     /// Reports accepted since the start, of all sessions.
     pub accepted: AtomicU64,
-    /// The gate is closed, or the server's profile must be asked for first: turns end after the report they have in
-    /// flight.
+    /// The gate is closed or lets fewer in, or the server's profile must be asked for first: turns end after the report they
+    /// have in flight.
     pub hold: AtomicBool,
-    /// Somebody waits for a slot.
-    pub crowded: AtomicBool,
+    /// Told when `hold` is set, for those who wait for their turn to send.
+    pub held: Notify,
     /// Messages that are cut are told of once a minute, whichever session they are of.
     pub cut: Mutex<Throttle>,
 }
@@ -56,6 +57,8 @@ pub struct Turn {
     pub metrics: Arc<Metrics>,
     /// Shared with the scheduler.
     pub progress: Arc<Progress>,
+    /// One permit for each request that may be in flight.
+    pub requests: Arc<Semaphore>,
     /// Messages at most.
     pub limit: usize,
     /// Run although the gate is closed: to knock.
@@ -77,6 +80,8 @@ pub struct TurnEnd {
     pub answered: bool,
     /// How it ended.
     pub outcome: Outcome,
+    /// A request that failed keeps its place until that is judged: nobody sends into an outage meanwhile.
+    pub permit: Option<OwnedSemaphorePermit>,
 }
 
 /// How a turn ended.
@@ -121,13 +126,6 @@ impl Turn {
             Outcome::Unregistered => self.expire(&mut end).await,
             outcome => outcome,
         };
-        // Its slot is free when its cursor is durable: so a kill repeats two messages for each slot at most.
-        let somebody_waits = self.knocks || self.progress.crowded.load(Ordering::SeqCst);
-        if somebody_waits || !matches!(end.outcome, Outcome::Drained) {
-            self.store.cursor_follows(&self.handle, 0).await;
-        } else {
-            self.store.cursor_settles(&self.handle).await;
-        }
         for (reason, messages) in &self.losses {
             error!(mac = %self.handle.identity.mac.short(), reason, messages, "messages are rejected: they will never be delivered");
         }
@@ -143,7 +141,7 @@ impl Turn {
                 Err(error) => return Outcome::Unreadable(error),
             };
             for message in page {
-                if left == 0 || (!self.knocks && self.progress.hold.load(Ordering::Relaxed)) {
+                if left == 0 || self.is_held() {
                     return Outcome::More;
                 }
                 left -= 1;
@@ -159,6 +157,11 @@ impl Turn {
                 return Outcome::Drained;
             }
         }
+    }
+
+    /// Nothing is to be sent now, but for the one who knocks.
+    fn is_held(&self) -> bool {
+        !self.knocks && self.progress.hold.load(Ordering::Relaxed)
     }
 
     /// Rejects what has waited too long for a device that is still not registered.
@@ -216,6 +219,7 @@ impl Turn {
             OnLongContent::Truncate | OnLongContent::Split => Cow::Borrowed(message.content.as_str()),
         };
         loop {
+            let permit = self.permit().await?;
             let Cursor { row, offset, last_report } = self.handle.cursor();
             let part = next_part(&content, usize::try_from(offset).unwrap_or(usize::MAX), limit);
             let time = report_time(message.time, last_report, self.profile.unit);
@@ -242,6 +246,7 @@ impl Turn {
             self.book(&attempt);
             match &attempt.verdict {
                 Verdict::Delivered => {
+                    drop(permit);
                     self.progress.accepted.fetch_add(1, Ordering::Relaxed);
                     end.reports += 1;
                     // Counted when it is through: once a message, not at every attempt.
@@ -257,6 +262,7 @@ impl Turn {
                     self.advance(Cursor { row, offset: part.range.end as u64, last_report: time }, Passed::default()).await;
                 }
                 Verdict::Rejected { answer } => {
+                    drop(permit);
                     end.answered = true;
                     self.reject(message.row, RejectReason::Invalid, Some(answer.clone())).await;
                     return Ok(());
@@ -266,6 +272,7 @@ impl Turn {
                     return Err(Outcome::Unregistered);
                 }
                 _ => {
+                    end.permit = permit;
                     let nothing_else = self.progress.accepted.load(Ordering::Relaxed) == accepted_before;
                     // "Too busy" and "never connected" are no words about this message.
                     let busy = matches!(attempt.status, Some(408 | 425 | 429)) || asks_to_wait(&attempt.verdict);
@@ -278,6 +285,22 @@ impl Turn {
                     }));
                 }
             }
+        }
+    }
+
+    /// Waits until a request may be in flight. Who knocks waits for nobody: what hangs may hang for long.
+    async fn permit(&self) -> Result<Option<OwnedSemaphorePermit>, Outcome> {
+        if self.knocks {
+            return Ok(None);
+        }
+        let held = self.progress.held.notified();
+        if self.is_held() {
+            return Err(Outcome::More);
+        }
+        tokio::select! {
+            biased;
+            () = held => Err(Outcome::More),
+            permit = Arc::clone(&self.requests).acquire_owned() => if self.is_held() { Err(Outcome::More) } else { Ok(permit.ok()) },
         }
     }
 

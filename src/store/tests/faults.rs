@@ -64,6 +64,37 @@ async fn while_the_disk_fails_messages_are_readable_and_settled_by_delivery_then
     assert_eq!(seen, [("stored", true), ("shelved 1", true), ("shelved 2", false)]);
 }
 
+/// As the uploader waits for them: one is always on its way, so one is written when the store works again, with nothing else.
+#[tokio::test]
+async fn cursors_are_told_of_before_while_and_after_the_store_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    lab.write(write_of(&session, &["stored"])).await;
+    let row = lab.store.pending(&session, 9, 999).await.unwrap()[0].row;
+    let _ = lab.store.arrivals().take();
+    let moves = async || {
+        lab.store.advance(&session, Cursor { row, offset: 0, last_report: NOW }, Passed::default());
+        let told = async {
+            while !session.is_settled() {
+                lab.store.arrivals().changed().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), told).await.expect("the mailbox tells of it");
+    };
+    moves().await;
+    let obstacle = Obstacle::put(&settings);
+    while lab.store.health().failing.is_none() {
+        moves().await;
+    }
+    drop(obstacle);
+    while lab.store.health().failing.is_some() {
+        moves().await;
+    }
+    moves().await;
+}
+
 #[tokio::test]
 async fn sessions_streams_and_held_transcripts_live_on_the_shelf_until_they_are_written() {
     let directory = tempfile::tempdir().unwrap();

@@ -64,6 +64,16 @@ fn concurrency_grows_one_by_one_after_it_opened_and_halves_on_trouble() {
 }
 
 #[test]
+fn more_sessions_take_turns_than_requests_are_allowed_only_when_it_is_wide_open() {
+    let (mut gate, now) = (gate(), Instant::now());
+    assert_eq!((gate.allowed(), gate.turns()), (4, 4 * TURNS_A_REQUEST));
+    gate.later("busy", false, None, now, 0.5);
+    assert_eq!((gate.allowed(), gate.turns()), (2, 2));
+    gate.operator("wrong secret", now, 0.5);
+    assert_eq!((gate.allowed(), gate.turns()), (0, 0));
+}
+
+#[test]
 fn three_different_refused_sessions_close_the_gate_and_an_acceptance_between_does_not() {
     let (mut gate, now) = (gate(), Instant::now());
     let session = SessionKey;

@@ -18,12 +18,18 @@ use crate::upload::turn::{Failure, Outcome, TurnEnd};
 
 impl Uploader {
     pub(super) fn turn_ended(&mut self, key: SessionKey, knocked: bool, end: TurnEnd) {
+        // It began when more were let in: what it brought is no reason to let in more again.
+        let too_many = self.gate.closed().is_none() && self.sending > self.gate.turns();
         self.sending -= 1;
-        let TurnEnd { reports, passed, answered, outcome } = end;
+        let TurnEnd { reports, passed, answered, outcome, permit } = end;
         if knocked {
             self.gate.probe_over();
         }
         let change = match (reports, answered) {
+            (1.., _) if too_many => {
+                self.gate.flowing();
+                Change::None
+            }
             (1.., _) => self.gate.accepted(),
             (0, true) => self.gate.answered(),
             (0, false) => Change::None,
@@ -44,7 +50,7 @@ impl Uploader {
             }
             // Nothing was left to try with, or the next message of this session is not the oldest that waits.
             let next_may_try = reports == 0 && (passed > 0 || matches!(outcome, Outcome::Drained));
-            self.judge(key, mac, outcome);
+            self.judge(key, mac, outcome, passed + reports > 0);
             self.evaluate(key);
             if next_may_try && self.devices.is_trying(mac) {
                 self.try_device(mac);
@@ -54,9 +60,10 @@ impl Uploader {
             self.gate.probe_judged(now());
             self.announce(Change::None);
         }
+        drop(permit);
     }
 
-    fn judge(&mut self, key: SessionKey, mac: MacAddress, outcome: Outcome) {
+    fn judge(&mut self, key: SessionKey, mac: MacAddress, outcome: Outcome, went_on: bool) {
         match outcome {
             Outcome::Drained => {
                 if let Some(entry) = self.queue.get(key) {
@@ -66,9 +73,11 @@ impl Uploader {
             }
             Outcome::More => {
                 if let Some(entry) = self.queue.get(key) {
-                    // To the back of the queue, and due.
-                    entry.order = wall_clock().0;
                     entry.urgent = true;
+                    // To the back of the queue, if it had anything of its turn.
+                    if went_on {
+                        entry.order = wall_clock().0;
+                    }
                 }
             }
             Outcome::Failed(failure) => self.failed(key, &failure),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::{UNKNOWN_DEVICE, Uploader, gate_backoff, now};
@@ -29,6 +29,10 @@ impl Uploader {
 
     fn reload(&mut self, server: Server) {
         let settings = self.settings.borrow().clone();
+        if settings.upload.concurrency != self.gate.concurrency() || matches!(server, Server::Changed(_)) {
+            // Turns that are under way keep the old ones to their end: what hangs at the old server is no request at the new.
+            self.requests_in_flight = Arc::new(Semaphore::new(settings.upload.concurrency));
+        }
         self.gate.reconfigure(settings.upload.concurrency, gate_backoff(&settings));
         self.gate.knock_now(now());
         if let Server::Changed(api) = server {
