@@ -103,7 +103,17 @@ impl Daemon {
 
     pub fn usage(&self) -> Usage {
         let written = self.proc("io").lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok()).unwrap();
-        Usage { cpu_micros: cpu_micros(&self.proc("stat")), written_bytes: written, commits: self.commits() }
+        Usage { cpu_micros: self.cpu_micros(), written_bytes: written, commits: self.commits() }
+    }
+
+    /// User and system time of all its threads, those that are gone included.
+    fn cpu_micros(&self) -> f64 {
+        let clock = nix::time::clock_getcpuclockid(self.pid()).unwrap();
+        Duration::from(clock.now().unwrap()).as_secs_f64() * 1e6
+    }
+
+    fn pid(&self) -> nix::unistd::Pid {
+        nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }
 
     fn commits(&self) -> f64 {
@@ -131,8 +141,7 @@ impl Daemon {
 
     /// SIGTERM, and waits for its end.
     pub fn stop(mut self) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        nix::sys::signal::kill(self.pid(), nix::sys::signal::Signal::SIGTERM).unwrap();
         assert!(self.child.wait().unwrap().success(), "the daemon did not end well");
     }
 }

@@ -40,6 +40,8 @@ use text::Clock;
 
 const SESSIONS: usize = 50;
 const CONCURRENCY: usize = 8;
+/// Messages at both ends of a drain that do not count where its fixed price is not asked for.
+const EDGE: u64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(600);
 
 /// One drain of a backlog.
@@ -190,22 +192,29 @@ impl Program {
         figures.add("1 000 000 pending: RSS peak of the start", median(started), "MiB", Aim::AtMost(48.0));
     }
 
-    /// Fills a store while nobody can be reached, then lets a new daemon drain it.
-    async fn drain(&self, messages: u64, latency: Duration, fails_one_of: u64) -> Drain {
+    /// Fills a store while nobody can be reached, then lets a new daemon drain it; `edge` messages before and after do not
+    /// count.
+    async fn drain(&self, messages: u64, edge: u64, latency: Duration, fails_one_of: u64) -> Drain {
         let place = directory();
         let filling = Daemon::start(place.path(), Self::unreachable());
-        load::flood(&filling.socket(), SESSIONS, SESSIONS, messages).await;
+        load::flood(&filling.socket(), SESSIONS, SESSIONS, messages + 2 * edge).await;
         filling.stop();
-        self.sink.expect(SESSIONS, messages, latency, fails_one_of);
+        self.sink.expect(SESSIONS, messages, edge, latency, fails_one_of);
         let daemon = Daemon::start(place.path(), self.reachable());
-        let before = daemon.usage();
-        let sent_before = self.sink.stored() as f64;
+        if edge > 0 {
+            self.sink.at_edge().await;
+        }
+        let (before, sent_before) = (daemon.usage(), self.sink.stored());
+        if edge > 0 {
+            self.sink.at_edge().await;
+        }
+        let in_the_middle = (daemon.usage() - before, self.sink.stored() - sent_before);
         let books = self.sink.complete(DEADLINE).await.expect("everything arrives");
-        let used = daemon.usage() - before;
+        let (used, measured) = if edge > 0 { in_the_middle } else { (daemon.usage() - before, messages - sent_before) };
+        let measured = measured as f64;
         let resident = daemon.resident().1;
         daemon.stop();
-        check(&books, messages);
-        let measured = messages as f64 - sent_before;
+        check(&books, messages + 2 * edge);
         Drain {
             rate: books.rate(),
             cpu_micros: used.cpu_micros / measured,
@@ -215,10 +224,10 @@ impl Program {
         }
     }
 
-    async fn drains(&self, messages: u64, latency: Duration) -> Drain {
+    async fn drains(&self, messages: u64, edge: u64, latency: Duration) -> Drain {
         let mut drains = Vec::new();
         for _ in 0..self.runs {
-            drains.push(self.drain(messages, latency, 0).await);
+            drains.push(self.drain(messages, edge, latency, 0).await);
         }
         let middle = |value: fn(&Drain) -> f64| median(drains.iter().map(value).collect());
         Drain {
@@ -231,7 +240,7 @@ impl Program {
     }
 
     fn limit(&self, client: Client, in_flight: usize, latency: Duration, requests: u64) -> Limit {
-        self.sink.expect(SESSIONS, u64::MAX, latency, 0);
+        self.sink.expect(SESSIONS, u64::MAX, 0, latency, 0);
         let limits: Vec<Limit> =
             (0..self.runs).map(|_| limits::measure(client, self.sink.address, in_flight, requests)).collect();
         let middle = |value: fn(&Limit) -> f64| median(limits.iter().map(value).collect());
@@ -243,7 +252,7 @@ impl Program {
             let latency = Duration::from_millis(millis);
             let reqwest = self.limit(Client::Reqwest, CONCURRENCY, latency, messages);
             let hyper = self.limit(Client::Hyper, CONCURRENCY, latency, messages);
-            let drain = self.drains(messages, latency).await;
+            let drain = self.drains(messages, 0, latency).await;
             let name = format!("delivery, {CONCURRENCY} at once, API {millis} ms");
             let (rate_aim, ratio_aim, cpu_aim) = match millis {
                 0 => (Aim::AtLeast(40_000.0), Aim::AtLeast(0.65), Aim::AtMost(25.0)),
@@ -274,7 +283,7 @@ impl Program {
             for _ in 0..self.runs {
                 let place = directory();
                 let daemon = Daemon::start(place.path(), self.reachable());
-                self.sink.expect(connections, lines, Duration::from_millis(millis), 0);
+                self.sink.expect(connections, lines, 0, Duration::from_millis(millis), 0);
                 let before = daemon.usage();
                 let mut acks = load::paced(&daemon.socket(), self.clock, connections, rate, time).await;
                 let mut books = self.sink.complete(DEADLINE).await.expect("everything arrives");
@@ -312,14 +321,21 @@ impl Program {
         }
     }
 
-    /// Whether the cost of a message grows with the backlog.
+    /// Whether the cost of a message grows with the backlog: of whole drains, whose beginning and end have a price of their
+    /// own whatever lies between, and of messages in the middle.
     async fn flat(&mut self) {
+        self.flatness("", 0).await;
+        self.flatness("middle of a ", EDGE).await;
+    }
+
+    async fn flatness(&mut self, of: &str, edge: u64) {
         let (mut rates, mut costs) = (Vec::new(), Vec::new());
         for messages in [10_000, 100_000, 1_000_000] {
-            let drain = self.drains(messages, Duration::ZERO).await;
-            self.figures.add(format!("backlog of {messages}: delivered"), drain.rate, "messages/s", Aim::None);
-            self.figures.add(format!("backlog of {messages}: CPU a message"), drain.cpu_micros, "µs", Aim::None);
-            self.figures.add(format!("backlog of {messages}: RSS peak"), drain.resident, "MiB", Aim::AtMost(48.0));
+            let drain = self.drains(messages, edge, Duration::ZERO).await;
+            let name = format!("{of}backlog of {messages}");
+            self.figures.add(format!("{name}: delivered"), drain.rate, "messages/s", Aim::None);
+            self.figures.add(format!("{name}: CPU a message"), drain.cpu_micros, "µs", Aim::None);
+            self.figures.add(format!("{name}: RSS peak"), drain.resident, "MiB", Aim::AtMost(48.0));
             rates.push(drain.rate);
             costs.push(drain.cpu_micros);
         }
@@ -328,13 +344,13 @@ impl Program {
                 values.iter().fold((f64::MAX, 0.0_f64), |(least, most), &value| (least.min(value), most.max(value)));
             (most / least - 1.0) * 100.0
         };
-        self.figures.add("flat: delivered, spread", spread(&rates), "%", Aim::AtMost(10.0));
-        self.figures.add("flat: CPU, spread", spread(&costs), "%", Aim::AtMost(10.0));
+        self.figures.add(format!("{of}backlog, flat: delivered, spread"), spread(&rates), "%", Aim::AtMost(10.0));
+        self.figures.add(format!("{of}backlog, flat: CPU, spread"), spread(&costs), "%", Aim::AtMost(10.0));
     }
 
     /// An API that fails every 50th report: everything still arrives once and in order.
     async fn errors(&mut self) {
-        let drain = self.drain(20_000, Duration::ZERO, 50).await;
+        let drain = self.drain(20_000, 0, Duration::ZERO, 50).await;
         self.figures.add("delivery, 2 % errors, API 0 ms", drain.rate, "messages/s", Aim::None);
     }
 
@@ -345,13 +361,13 @@ impl Program {
         let mut ratios = Vec::new();
         for _ in 0..3 {
             let limit = self.limit(Client::Reqwest, CONCURRENCY, Duration::ZERO, messages);
-            let drain = self.drain(messages, Duration::ZERO, 0).await;
+            let drain = self.drain(messages, 0, Duration::ZERO, 0).await;
             ratios.push(drain.rate / limit.rate);
         }
         let ratio = ratios.iter().copied().fold(0.0, f64::max);
         let latency = Duration::from_millis(5);
         let limit = self.limit(Client::Reqwest, CONCURRENCY, latency, 1_000);
-        let slow = self.drain(1_000, latency, 0).await.rate / limit.rate;
+        let slow = self.drain(1_000, 0, latency, 0).await.rate / limit.rate;
         self.figures.add("guard: share of reqwest, API 0 ms", ratio, "", Aim::AtLeast(0.65 / 2.0));
         self.figures.add("guard: share of reqwest, API 5 ms", slow, "", Aim::AtLeast(0.95 / 2.0));
         println!("({:?})", started.elapsed());
