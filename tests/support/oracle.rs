@@ -10,8 +10,9 @@ use super::daemon::{Daemon, metric};
 use super::eventually::{SOON, eventually};
 use super::manager_api::{ManagerApi, Row};
 
-/// Descriptors a daemon may hold beyond its baseline: pooled connections to the API and the store's readers.
-const POOLED: usize = 12;
+/// Descriptors a daemon may hold beyond its baseline: four readers of the store with two files each, and connections to the
+/// API, one for each of four requests and some for probes and questions.
+const POOLED: usize = 16;
 
 /// A device that belongs to the oracle alone.
 const FRESH_MAC: &str = "02:00:00:00:fe:5f";
