@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::support::history::{
     CONVERSATION, MAC, OTHER_MAC, bytes_are_in, command, converse, fill, json_of, refusal, run, run_with_input, text,
 };
-use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, eventually, oracle, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Rule, Variant, eventually, oracle, soon};
 
 const IN_TIME: Duration = Duration::from_secs(20);
 
@@ -150,6 +150,31 @@ fn what_is_undelivered_or_still_going_on_is_not_forgotten_by_the_way() {
     let said = text(&daemon, &["history", "forget", "--session", "s", "--yes", "--including-undelivered"]);
     assert!(said.contains("1 sessions, 8 messages (8 undelivered"), "{said}");
     assert_eq!(daemon.labelled("skipped", "forgotten"), 8);
+    oracle::check_books(&daemon);
+}
+
+/// Its session has its turn already and only waits until a request may be in flight.
+#[test]
+fn what_is_forgotten_while_it_waits_to_be_sent_is_not_sent() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    // It is taken in the end: an attempt that failed would end the other's turn.
+    api.rule(Rule::new(Fault::Delay(Duration::from_secs(4))).session("hangs").times(1));
+    let daemon = Daemon::builder().api(&api).set("upload.concurrency", "1");
+    let daemon = daemon.set("manager_api.timeout", "'30s'").start();
+    for session in ["hangs", "waits"] {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(MAC, session);
+        agent.say(1, "Hello");
+        agent.end();
+        assert_eq!(agent.flush("durable")["ok"], true);
+    }
+    soon("both have their turn", || daemon.status()["upload"]["sending"] == 2);
+    let said = text(&daemon, &["history", "forget", "--session", "waits", "--yes", "--including-undelivered"]);
+    assert!(said.contains("1 sessions, 1 messages (1 undelivered"), "{said}");
+    soon("the other is through", || daemon.metric("delivered") == 1);
+    soon("no turn is left", || daemon.status()["upload"]["sending"] == 0);
+    assert!(api.reports().iter().filter_map(|report| report.report.as_ref()).all(|said| said.session_id == "hangs"));
     oracle::check_books(&daemon);
 }
 

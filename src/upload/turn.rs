@@ -220,6 +220,11 @@ impl Turn {
         };
         loop {
             let permit = self.permit().await?;
+            // That may have taken long.
+            if self.handle.has_forgotten(message.row) {
+                self.pass(message.row, Passed::default()).await;
+                return Ok(());
+            }
             let Cursor { row, offset, last_report } = self.handle.cursor();
             let part = next_part(&content, usize::try_from(offset).unwrap_or(usize::MAX), limit);
             let time = report_time(message.time, last_report, self.profile.unit);

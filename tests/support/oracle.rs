@@ -10,8 +10,8 @@ use super::daemon::{Daemon, metric};
 use super::eventually::{SOON, eventually};
 use super::manager_api::{ManagerApi, Row};
 
-/// Descriptors a daemon may hold beyond its baseline: four readers of the store with two files each, and connections to the
-/// API, one for each of four requests and some for probes and questions.
+/// Descriptors a daemon may hold beyond its baseline: three more readers of the store with two files each, five connections
+/// to the API (four requests, one probe or question), and the search index while it is fed.
 const POOLED: usize = 16;
 
 /// A device that belongs to the oracle alone.
