@@ -282,6 +282,8 @@ fn a_client_that_never_reads_delays_nobody_and_costs_a_bounded_memory() {
     assert!(agent.is_answered());
     let grown = daemon.rss().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes more");
+    // There is something to say and no room for it: no reason to be awake.
+    soon("all threads sleep for a while", || (0..50).all(|_| daemon.thread_states().iter().all(|state| *state == 'S')));
     // The ack was not dropped: it waits until the socket takes it.
     deaf.set_read_timeout(Some(SOON)).unwrap();
     let mut reader = std::io::BufReader::new(deaf);

@@ -252,6 +252,23 @@ fn slowloris() {
     oracle.check(&daemon, &api);
 }
 
+/// A host with a hundred sessions has a line now and then: what it costs is mostly wake-ups.
+#[test]
+fn a_lone_line_wakes_the_intake_once_and_its_ack_wakes_it_not_at_all() {
+    const LINES: u64 = 100;
+    let daemon = Daemon::builder().start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind_stream("68:25:dd:ba:39:78", "s", "stream");
+    let before = daemon.sleeps_of("intake");
+    for seq in 1..=LINES {
+        agent.text(&line_of(seq));
+        agent.wait_for_ack(seq);
+    }
+    let woken = daemon.sleeps_of("intake") - before;
+    // Half as many for whatever else the thread has to do.
+    assert!(woken < LINES * 3 / 2, "{woken} times for {LINES} lines");
+}
+
 #[test]
 fn backpressure() {
     let mut daemon = Daemon::builder().set("log.level", "'warn'").start();

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,9 @@ use crate::text::{Clock, FIRST_SEQ, Line, mac, session_id};
 /// Lines handed to the kernel at once in a flood.
 const CHUNK: u64 = 64;
 
+/// Streams so far: each load is one of its own, also for a daemon that has had another.
+static STREAMS: AtomicU64 = AtomicU64::new(0);
+
 /// A producer: one connection with the sessions it serves.
 struct Producer {
     reader: OwnedReadHalf,
@@ -26,6 +30,7 @@ struct Producer {
 /// Connects, and binds each connection to its session, unless it serves several.
 async fn connect(socket: &Path, connections: usize, sessions: usize) -> Vec<Producer> {
     let mut producers = Vec::new();
+    let load = STREAMS.fetch_add(1, Ordering::Relaxed);
     for connection in 0..connections {
         let mut stream = UnixStream::connect(socket).await.unwrap();
         let own: Vec<usize> = (0..sessions).filter(|session| session % connections == connection).collect();
@@ -33,7 +38,7 @@ async fn connect(socket: &Path, connections: usize, sessions: usize) -> Vec<Prod
         if bound {
             let (mac, id) = (mac(own[0]), session_id(own[0]));
             let start = format!(
-                "{{\"type\":\"session_start\",\"mac_address\":\"{mac}\",\"session_id\":\"{id}\",\"stream\":\"bench-{}-{connection}\"}}\n",
+                "{{\"type\":\"session_start\",\"mac_address\":\"{mac}\",\"session_id\":\"{id}\",\"stream\":\"bench-{}-{load}-{connection}\"}}\n",
                 std::process::id()
             );
             stream.write_all(start.as_bytes()).await.unwrap();

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo bench --bench pipeline                 all figures; writes target/pipeline.md and target/pipeline.json
-//! cargo bench --bench pipeline -- ingest live  only some: idle ingest delivery live flat errors
+//! cargo bench --bench pipeline -- ingest live  only some: idle ingest delivery live (lone, busy) flat errors
 //! cargo bench --bench pipeline -- --small      a few seconds, and fails on gross ratios only: the guard for CI
 //! ```
 //! `TMPDIR` chooses the disk; `CHAT_HISTORYD_BINARY` another binary. Figures are medians of `--runs N` (5). Order, loss
@@ -43,6 +43,35 @@ const CONCURRENCY: usize = 8;
 /// Messages at both ends of a drain that do not count where its fixed price is not asked for.
 const EDGE: u64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(600);
+
+/// Lines that come at a fixed rate while they are delivered.
+struct Live {
+    name: &'static str,
+    a_second: u64,
+    latency: Duration,
+    time: Duration,
+    aims: [Aim; 7],
+}
+
+/// A host on an ordinary day: every message is alone on its way.
+const LONE: Live = Live {
+    name: "150 lines/s, API 5 ms",
+    a_second: 150,
+    latency: Duration::from_millis(5),
+    time: Duration::from_secs(10),
+    aims: [Aim::AtMost(0.8), Aim::AtMost(3.0), Aim::None, Aim::None, Aim::AtMost(120.0), Aim::AtMost(16_000.0), Aim::None],
+};
+
+const BUSY: Live = Live {
+    name: "10 000 lines/s, API 0 ms",
+    a_second: 10_000,
+    latency: Duration::ZERO,
+    time: Duration::from_secs(5),
+    aims: [Aim::None, Aim::None, Aim::None, Aim::AtMost(5.0), Aim::None, Aim::AtMost(6000.0), Aim::None],
+};
+
+/// Messages that a daemon has delivered before it is measured live.
+const BEFORE: u64 = 50_000;
 
 /// One drain of a backlog.
 struct Drain {
@@ -88,8 +117,12 @@ fn main() {
         if wanted("delivery") {
             program.delivery().await;
         }
-        if wanted("live") {
-            program.live().await;
+        if wanted("live") || wanted("lone") {
+            program.live(LONE).await;
+            program.lone_limits();
+        }
+        if wanted("live") || wanted("busy") {
+            program.live(BUSY).await;
         }
         if wanted("flat") {
             program.flat().await;
@@ -273,52 +306,64 @@ impl Program {
         }
     }
 
-    /// At a fixed rate with delivery running: latencies, and what a message costs on its way.
-    async fn live(&mut self) {
-        let lone = ("150 lines/s, API 5 ms", 150, 5, SESSIONS, Duration::from_secs(10));
-        let busy = ("10 000 lines/s, API 0 ms", 10_000, 0, SESSIONS, Duration::from_secs(5));
-        for (name, rate, millis, connections, time) in [lone, busy] {
-            let lines = rate * time.as_secs() / connections as u64 * connections as u64;
-            let mut runs = Vec::new();
-            for _ in 0..self.runs {
-                let place = directory();
-                let daemon = Daemon::start(place.path(), self.reachable());
-                self.sink.expect(connections, lines, 0, Duration::from_millis(millis), 0);
-                let before = daemon.usage();
-                let mut acks = load::paced(&daemon.socket(), self.clock, connections, rate, time).await;
-                let mut books = self.sink.complete(DEADLINE).await.expect("everything arrives");
-                let used = daemon.usage() - before;
-                daemon.stop();
-                check(&books, lines);
-                let (each, arrivals) = (|value: f64| value / lines as f64, &mut books.latencies);
-                runs.push([
-                    percentile(arrivals, 0.5),
-                    percentile(arrivals, 0.99),
-                    percentile(&mut acks, 0.5),
-                    percentile(&mut acks, 0.99),
-                    each(used.cpu_micros),
-                    each(used.written_bytes),
-                    each(used.commits),
-                ]);
-            }
-            let lone = rate == 150;
-            let aim = |lone_aim: Option<f64>, busy_aim: Option<f64>| {
-                (if lone { lone_aim } else { busy_aim }).map_or(Aim::None, Aim::AtMost)
-            };
-            let told = [
-                ("write to arrival, p50", "ms", aim(Some(0.8), None)),
-                ("write to arrival, p99", "ms", aim(Some(3.0), None)),
-                ("ack, p50", "ms", Aim::None),
-                ("ack, p99", "ms", aim(None, Some(5.0))),
-                ("CPU a message", "µs", aim(Some(120.0), None)),
-                ("written a message", "B", aim(Some(16_000.0), Some(6000.0))),
-                ("syncs a message", "", Aim::None),
-            ];
-            for (at, (what, unit, aim)) in told.into_iter().enumerate() {
-                let middle = median(runs.iter().map(|run| run[at]).collect());
-                self.figures.add(format!("{name}: {what}"), middle, unit, aim);
-            }
+    /// At a fixed rate with delivery running: latencies, and what a message costs on its way. By a daemon that has been at
+    /// work before, as one in use has: its log has the length that it keeps.
+    async fn live(&mut self, live: Live) {
+        let Live { name, a_second, latency, time, aims } = live;
+        let lines = a_second * time.as_secs() / SESSIONS as u64 * SESSIONS as u64;
+        let mut runs = Vec::new();
+        for _ in 0..self.runs {
+            let place = directory();
+            let daemon = Daemon::start(place.path(), self.reachable());
+            self.sink.expect(SESSIONS, BEFORE, 0, Duration::ZERO, 0);
+            load::flood(&daemon.socket(), SESSIONS, SESSIONS, BEFORE).await;
+            self.sink.complete(DEADLINE).await.expect("everything arrives");
+            self.sink.expect(SESSIONS, lines, 0, latency, 0);
+            let before = daemon.usage();
+            let mut acks = load::paced(&daemon.socket(), self.clock, SESSIONS, a_second, time).await;
+            let mut books = self.sink.complete(DEADLINE).await.expect("everything arrives");
+            let used = daemon.usage() - before;
+            daemon.stop();
+            check(&books, lines);
+            let (each, arrivals) = (|value: f64| value / lines as f64, &mut books.latencies);
+            runs.push([
+                percentile(arrivals, 0.5),
+                percentile(arrivals, 0.99),
+                percentile(&mut acks, 0.5),
+                percentile(&mut acks, 0.99),
+                each(used.cpu_micros),
+                each(used.written_bytes),
+                each(used.commits),
+            ]);
         }
+        let told = [
+            ("write to arrival, p50", "ms"),
+            ("write to arrival, p99", "ms"),
+            ("ack, p50", "ms"),
+            ("ack, p99", "ms"),
+            ("CPU a message", "µs"),
+            ("written a message", "B"),
+            ("syncs a message", ""),
+        ];
+        for (at, ((what, unit), aim)) in told.into_iter().zip(aims).enumerate() {
+            let middle = median(runs.iter().map(|run| run[at]).collect());
+            self.figures.add(format!("{name}: {what}"), middle, unit, aim);
+        }
+    }
+
+    /// What the request and the sync of a lone message cost by themselves, at the same pace: no daemon can do with less.
+    fn lone_limits(&mut self) {
+        let (a_second, requests) = (LONE.a_second, LONE.a_second * LONE.time.as_secs());
+        let place = directory();
+        self.sink.expect(SESSIONS, u64::MAX, 0, LONE.latency, 0);
+        let mut costs = (Vec::new(), Vec::new());
+        for _ in 0..self.runs {
+            costs.0.push(limits::lone_request(self.sink.address, a_second, requests));
+            costs.1.push(limits::lone_sync(place.path(), a_second, requests));
+        }
+        let name = LONE.name;
+        self.figures.add(format!("{name}: CPU of reqwest alone"), median(costs.0), "µs", Aim::None);
+        self.figures.add(format!("{name}: CPU of a write of 3 pages and its sync alone"), median(costs.1), "µs", Aim::None);
     }
 
     /// Whether the cost of a message grows with the backlog: of whole drains, whose beginning and end have a price of their

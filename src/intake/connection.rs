@@ -17,6 +17,7 @@ use super::binding::{self, Bound};
 use super::flush;
 use super::lines::{LineItem, Lines};
 use super::outbox::Outbox;
+use super::stream::Stream;
 use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::observe::{Metrics, Skip, Throttle};
@@ -83,7 +84,7 @@ enum Read {
 
 /// Serves one connection until it ends.
 pub struct Connection {
-    stream: UnixStream,
+    stream: Stream,
     lines: Lines,
     /// The longest line: as it was when the client came, for it was told so.
     max_line_bytes: usize,
@@ -102,14 +103,18 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that was just accepted.
-    #[must_use]
-    pub fn new(stream: UnixStream, around: Surroundings) -> Self {
+    ///
+    /// # Errors
+    /// When the kernel does not let it be listened to.
+    pub fn new(stream: UnixStream, around: Surroundings) -> io::Result<Self> {
         let max_line_bytes = around.settings.borrow().socket.max_line_bytes;
-        Self {
+        let stream = Stream::new(stream)?;
+        let outbox = Outbox::new(stream.writer(), Arc::clone(&around.metrics));
+        Ok(Self {
             stream,
             lines: Lines::new(max_line_bytes),
             max_line_bytes,
-            outbox: Outbox::new(Arc::clone(&around.metrics)),
+            outbox,
             link: Arc::default(),
             around,
             flushes: TaskTracker::new(),
@@ -118,7 +123,7 @@ impl Connection {
             gathered: None,
             errors_in_a_row: 0,
             read_at: UnixMillis(0),
-        }
+        })
     }
 
     /// Works until the client is gone, a fatal error was said, or the daemon stops.
@@ -136,6 +141,7 @@ impl Connection {
         let cut_off = self.around.cut_off.clone();
         loop {
             let written = outbox.write_to(&self.stream)?;
+            self.stream.listen_for_room(!written)?;
             if outbox.is_closing() {
                 return self.say_last_words().await;
             }
@@ -150,7 +156,7 @@ impl Connection {
                     }
                 }
                 () = outbox.changed() => {}
-                writable = self.stream.writable(), if !written => writable?,
+                room = self.stream.room(), if !written => room?,
                 () = draining.cancelled() => {
                     outbox.say(&Reply::Draining);
                     // What the client has written is in our buffer already: read until it is empty.
@@ -166,7 +172,7 @@ impl Connection {
     /// Takes what is there, at most a few buffers, so that many connections share the thread.
     async fn read(&mut self) -> io::Result<Read> {
         for _ in 0..4 {
-            match self.stream.try_read_buf(self.lines.read_target()) {
+            match self.stream.try_read(self.lines.read_target()) {
                 Ok(0) => {
                     self.work_off(true).await;
                     return Ok(Read::Ended);
@@ -438,7 +444,7 @@ impl Connection {
         let (code, field) = (refusal.code.as_str(), refusal.field.as_deref().unwrap_or(""));
         // Who has not said whose lines they are can still be found by its process.
         let mac = self.bound.as_ref().map(|bound| tracing::field::display(bound.identity.mac.short()));
-        let pid = self.stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let pid = self.stream.peer_pid;
         let mut throttles = self.around.refused_lines.lock().unwrap_or_else(PoisonError::into_inner);
         let permitted = throttles.entry(refusal.code).or_default().permits(std::time::Instant::now());
         drop(throttles);
@@ -478,15 +484,17 @@ impl Connection {
         let deadline = Instant::now() + LINGER;
         self.flushes.close();
         let outbox = Arc::clone(&self.outbox);
+        outbox.end();
         loop {
             let written = outbox.write_to(&self.stream)?;
+            self.stream.listen_for_room(!written)?;
             if written && (outbox.is_closing() || (outbox.is_done() && self.flushes.is_empty())) {
                 return Ok(());
             }
             tokio::select! {
                 () = outbox.changed() => {}
                 () = self.flushes.wait(), if !self.flushes.is_empty() => {}
-                writable = self.stream.writable(), if !written => writable?,
+                room = self.stream.room(), if !written => room?,
                 () = self.around.cut_off.cancelled() => return Ok(()),
                 () = tokio::time::sleep_until(deadline) => return Ok(()),
             }

@@ -173,7 +173,10 @@ fn welcome(around: &Surroundings, connections: &TaskTracker, refused: &mut Refus
     let around = around.clone();
     connections.spawn(async move {
         let metrics = Arc::clone(&around.metrics);
-        Connection::new(stream, around).run().await;
+        match Connection::new(stream, around) {
+            Ok(connection) => connection.run().await,
+            Err(error) => warn!(%error, "a connection cannot be served"),
+        }
         metrics.connections.subtract(1);
     });
 }

@@ -13,6 +13,7 @@ pub mod lines;
 pub mod listener;
 pub mod outbox;
 pub mod socket;
+mod stream;
 
 pub use listener::{Intake, Listener};
 pub use socket::{ListenError, ServerSocket};

@@ -1,13 +1,16 @@
 //! What one connection still has to say. Acks are coalesced and never dropped: the newest waits until the socket takes
 //! it. All other replies to a client that does not read are dropped and counted.
+//!
+//! An ack is written by whoever settled the line, if the socket takes it: a thread less is woken on its way.
 
 use std::collections::VecDeque;
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use super::stream::Stream;
 use crate::observe::Metrics;
 use crate::protocol::RefusalCode;
 use crate::protocol::reply::Reply;
@@ -20,6 +23,8 @@ const MAX_WAITING_BYTES: usize = 64 * 1024;
 pub struct Outbox {
     inner: Mutex<Inner>,
     changed: Notify,
+    /// The connection's, as long as it lasts.
+    socket: Weak<UnixStream>,
     metrics: Arc<Metrics>,
 }
 
@@ -35,6 +40,8 @@ struct Inner {
     ack: Option<u64>,
     /// A fatal reply was said: nothing more is read.
     closing: bool,
+    /// Nothing more is read: the connection waits for the last line to be settled.
+    ending: bool,
 }
 
 /// The place of a numbered line in the order of its connection.
@@ -44,8 +51,8 @@ pub struct Ticket(u64);
 impl Outbox {
     /// An empty outbox.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), changed: Notify::new(), metrics })
+    pub fn new(socket: Weak<UnixStream>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), changed: Notify::new(), socket, metrics })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -83,7 +90,15 @@ impl Outbox {
         if let Some(line) = inner.open.get_mut(place) {
             line.1 = true;
         }
-        self.ack_what_is_settled(inner);
+        if inner.ack_what_is_settled() {
+            let said =
+                self.socket.upgrade().is_some_and(|socket| matches!(inner.write(|bytes| (&*socket).write(bytes)), Ok(true)));
+            let is_heard_of = said && !inner.ending;
+            drop(inner);
+            if !is_heard_of {
+                self.changed.notify_one();
+            }
+        }
     }
 
     /// A line that is settled as it is read: its place follows the open ones. A run of such lines takes one place.
@@ -93,21 +108,16 @@ impl Outbox {
             Some(last) if last.1 => last.0 = seq,
             _ => inner.open.push_back((seq, true)),
         }
-        self.ack_what_is_settled(inner);
-    }
-
-    fn ack_what_is_settled(&self, mut inner: MutexGuard<'_, Inner>) {
-        let mut acked = None;
-        while let Some(&(seq, true)) = inner.open.front() {
-            inner.open.pop_front();
-            inner.taken += 1;
-            acked = Some(seq);
-        }
-        if acked.is_some() {
-            inner.ack = acked;
-            drop(inner);
+        let acked = inner.ack_what_is_settled();
+        drop(inner);
+        if acked {
             self.changed.notify_one();
         }
+    }
+
+    /// Nothing more is read: from now on [`Self::changed`] tells of every settled line, also when it is acked already.
+    pub fn end(&self) {
+        self.inner().ending = true;
     }
 
     /// Lines were not taken. On a stream that is fatal, for a stream must not have a hole.
@@ -145,22 +155,41 @@ impl Outbox {
     ///
     /// # Errors
     /// When the client is gone.
-    pub fn write_to(&self, stream: &UnixStream) -> io::Result<bool> {
-        let mut inner = self.inner();
+    pub fn write_to(&self, stream: &Stream) -> io::Result<bool> {
+        self.inner().write(|bytes| stream.try_write(bytes))
+    }
+}
+
+impl Inner {
+    /// Acks the settled lines before the first open one. `false`: there are none.
+    fn ack_what_is_settled(&mut self) -> bool {
+        let mut acked = None;
+        while let Some(&(seq, true)) = self.open.front() {
+            self.open.pop_front();
+            self.taken += 1;
+            acked = Some(seq);
+        }
+        self.ack = acked.or(self.ack);
+        acked.is_some()
+    }
+
+    /// `false`: the socket takes no more, and something is left.
+    fn write(&mut self, try_write: impl Fn(&[u8]) -> io::Result<usize>) -> io::Result<bool> {
         loop {
-            if inner.written == inner.bytes.len() {
-                inner.bytes.clear();
-                inner.written = 0;
-                let Some(seq) = inner.ack.take() else {
-                    inner.bytes = Vec::new();
+            if self.written == self.bytes.len() {
+                self.bytes.clear();
+                self.written = 0;
+                let Some(seq) = self.ack.take() else {
+                    self.bytes = Vec::new();
                     return Ok(true);
                 };
-                Reply::Ack { seq }.encode(&mut inner.bytes);
+                Reply::Ack { seq }.encode(&mut self.bytes);
             }
-            let rest = inner.bytes.get(inner.written..).unwrap_or_default();
-            match stream.try_write(rest) {
-                Ok(count) => inner.written += count,
+            let rest = self.bytes.get(self.written..).unwrap_or_default();
+            match try_write(rest) {
+                Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
@@ -177,7 +206,7 @@ mod tests {
 
     #[test]
     fn an_ack_waits_for_all_earlier_lines() {
-        let outbox = Outbox::new(Arc::default());
+        let outbox = Outbox::new(Weak::new(), Arc::default());
         let (first, second, third) = (outbox.open(1), outbox.open(2), outbox.open(7));
         outbox.settle(second);
         assert_eq!(acked(&outbox), None);
@@ -190,7 +219,7 @@ mod tests {
 
     #[test]
     fn lines_settled_at_once_wait_for_the_open_ones_in_one_place() {
-        let outbox = Outbox::new(Arc::default());
+        let outbox = Outbox::new(Weak::new(), Arc::default());
         let first = outbox.open(1);
         for seq in 2..1_000 {
             outbox.settled(seq);
@@ -206,7 +235,7 @@ mod tests {
     #[test]
     fn replies_to_a_deaf_client_are_bounded_and_counted_but_acks_stay() {
         let metrics = Arc::new(Metrics::default());
-        let outbox = Outbox::new(Arc::clone(&metrics));
+        let outbox = Outbox::new(Weak::new(), Arc::clone(&metrics));
         for _ in 0..100_000 {
             outbox.say(&Reply::Pong { id: None });
         }
@@ -219,7 +248,7 @@ mod tests {
 
     #[test]
     fn after_a_fatal_reply_nothing_more_is_said() {
-        let outbox = Outbox::new(Arc::default());
+        let outbox = Outbox::new(Weak::new(), Arc::default());
         outbox.overloaded(1, Some(4), true, NoRoom::Stopping);
         let length = outbox.inner().bytes.len();
         outbox.say(&Reply::Draining);

@@ -135,13 +135,13 @@ impl Turn {
     async fn work(&mut self, end: &mut TurnEnd) -> Outcome {
         let mut left = self.limit;
         loop {
-            let page = match self.page(left.min(TURN_MESSAGES)).await {
+            let page = match self.page(left).await {
                 Ok(page) if page.is_empty() => return Outcome::Drained,
                 Ok(page) => page,
                 Err(error) => return Outcome::Unreadable(error),
             };
             for message in page {
-                if left == 0 || self.is_held() {
+                if self.is_held() {
                     return Outcome::More;
                 }
                 left -= 1;
@@ -155,6 +155,9 @@ impl Turn {
             if self.handle.pending() == 0 {
                 // What comes from now on is an arrival of its own.
                 return Outcome::Drained;
+            }
+            if left == 0 {
+                return Outcome::More;
             }
         }
     }
@@ -187,8 +190,7 @@ impl Turn {
 
     /// The session's next messages.
     async fn page(&self, limit: usize) -> Result<Vec<PendingMessage>, StoreError> {
-        // At least one is asked for: whether there is more decides how the turn ends.
-        self.store.pending(&self.handle, limit.max(1), PAGE_BYTES).await
+        self.store.pending(&self.handle, limit, PAGE_BYTES).await
     }
 
     /// What is not to be sent is passed over.

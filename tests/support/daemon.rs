@@ -395,6 +395,18 @@ impl Daemon {
         tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok()).filter_map(state).collect()
     }
 
+    /// How often a thread of this name has gone to sleep.
+    pub fn sleeps_of(&self, thread: &str) -> u64 {
+        let mut tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads").flatten();
+        let of = |task: PathBuf| {
+            let name = fs::read_to_string(task.join("comm")).ok().filter(|name| name.trim() == thread);
+            name.and_then(|_| fs::read_to_string(task.join("status")).ok())
+        };
+        let status = tasks.find_map(|task| of(task.path())).expect("a thread of this name");
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.and_then(|count| count.trim().parse().ok()).expect("a number")
+    }
+
     /// Resident memory in bytes.
     pub fn rss(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");

@@ -1,0 +1,128 @@
+//! A connection as the kernel tells of it: when there is something to read, and only while somebody waits for it, when
+//! there is room to write.
+//!
+//! Promises: a client that reads its acks wakes nobody. The runtime's own stream listens for both from its beginning to its
+//! end, and is told of the room that each ack leaves behind.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Weak};
+
+use bytes::BytesMut;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Bytes taken by one read at most.
+const LARGEST_READ_BYTES: usize = 256 * 1024;
+
+/// The stream of one connection.
+#[derive(Debug)]
+pub struct Stream {
+    socket: Arc<UnixStream>,
+    /// `None` only while it changes what it listens for.
+    listening: Option<AsyncFd<Arc<UnixStream>>>,
+    for_room: bool,
+    /// The process at the other end, if the kernel says.
+    pub peer_pid: Option<i32>,
+}
+
+impl Stream {
+    /// Takes a stream over from the runtime.
+    ///
+    /// # Errors
+    /// When the kernel does not let it be listened to.
+    pub fn new(stream: tokio::net::UnixStream) -> io::Result<Self> {
+        let peer_pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let socket = Arc::new(stream.into_std()?);
+        let listening = Some(listen(&socket, Interest::READABLE)?);
+        Ok(Self { socket, listening, for_room: false, peer_pid })
+    }
+
+    /// For those who write to it now and then, as long as it is there.
+    #[must_use]
+    pub fn writer(&self) -> Weak<UnixStream> {
+        Arc::downgrade(&self.socket)
+    }
+
+    /// Whether somebody waits for room to write.
+    ///
+    /// # Errors
+    /// When the kernel does not let it be listened to.
+    pub fn listen_for_room(&mut self, for_room: bool) -> io::Result<()> {
+        if for_room != self.for_room {
+            let interest = if for_room { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            // The kernel knows a socket once: the old registration goes first.
+            self.listening = None;
+            self.listening = Some(listen(&self.socket, interest)?);
+            self.for_room = for_room;
+        }
+        Ok(())
+    }
+
+    fn listening(&self) -> io::Result<&AsyncFd<Arc<UnixStream>>> {
+        self.listening.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Waits until there is something to read.
+    ///
+    /// # Errors
+    /// When the runtime ends.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only waits.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.listening()?.ready(Interest::READABLE).await?.retain_ready();
+        Ok(())
+    }
+
+    /// Waits until there is room to write; for ever if that is not listened for.
+    ///
+    /// # Errors
+    /// When the runtime ends.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only waits.
+    pub async fn room(&self) -> io::Result<()> {
+        if !self.for_room {
+            return std::future::pending().await;
+        }
+        self.listening()?.ready(Interest::WRITABLE).await?.retain_ready();
+        Ok(())
+    }
+
+    /// Reads once, behind what the buffer holds.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; when the client is gone.
+    pub fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        let filled = buffer.len();
+        let room = (buffer.capacity() - filled).min(LARGEST_READ_BYTES);
+        buffer.resize(filled + room, 0);
+        let read = self.listening().and_then(|listening| {
+            listening.try_io(Interest::READABLE, |socket| (&**socket).read(buffer.get_mut(filled..).unwrap_or_default()))
+        });
+        buffer.truncate(filled + read.as_ref().copied().unwrap_or(0));
+        read
+    }
+
+    /// Writes once.
+    ///
+    /// # Errors
+    /// `WouldBlock` when there is no room; when the client is gone.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        if self.for_room {
+            // Also forgets the room that is used up.
+            self.listening()?.try_io(Interest::WRITABLE, |socket| (&**socket).write(bytes))
+        } else {
+            (&*self.socket).write(bytes)
+        }
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "the other constructor is unsafe, for types that close or change their descriptor; a shared `UnixStream` does neither"
+)]
+fn listen(socket: &Arc<UnixStream>, interest: Interest) -> io::Result<AsyncFd<Arc<UnixStream>>> {
+    AsyncFd::with_interest(Arc::clone(socket), interest)
+}
