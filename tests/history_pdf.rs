@@ -50,7 +50,7 @@ impl Picture {
 
     fn of_first_page(daemon: &Daemon, file: &str) -> Self {
         let bytes = poppler(daemon, "pdftoppm", &["-gray", "-r", "144", "-f", "1", "-l", "1", file]);
-        let mut fields = bytes.splitn(4, |byte| byte.is_ascii_whitespace());
+        let mut fields = bytes.splitn(4, u8::is_ascii_whitespace);
         assert_eq!(fields.next(), Some(b"P5".as_slice()));
         let mut number =
             || -> usize { String::from_utf8_lossy(fields.next().expect("a field")).parse().expect("a number of the header") };

@@ -114,10 +114,10 @@ fn ten_thousand_connections_and_sessions_have_their_price() {
         mebibytes(active),
         mebibytes(burst)
     );
-    assert!(idle <= 64 * MEBIBYTE, "{} for 10 000 idle connections", mebibytes(idle));
-    assert!(active <= 96 * MEBIBYTE, "{} for 10 000 active sessions", mebibytes(active));
+    assert!(idle <= 52 * MEBIBYTE, "{} for 10 000 idle connections", mebibytes(idle));
+    assert!(active <= 88 * MEBIBYTE, "{} for 10 000 active sessions", mebibytes(active));
     // On top of what they cost come the lines on their way: four megabytes wait for the store at most.
-    assert!(burst <= 100 * MEBIBYTE, "{} for 10 000 active sessions that spoke at once", mebibytes(burst));
+    assert!(burst <= 96 * MEBIBYTE, "{} for 10 000 active sessions that spoke at once", mebibytes(burst));
     drop(clients);
     soon("all connections are closed", || daemon.status()["connections"] == 0);
     let mut agent = Agent::connect(&daemon);

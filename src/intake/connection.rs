@@ -126,13 +126,14 @@ impl Connection {
         })
     }
 
-    /// Works until the client is gone, a fatal error was said, or the daemon stops.
+    /// Works until the client is gone, a fatal error was said, or the daemon stops; leaves the books of open connections.
     pub async fn run(mut self) {
         let ended = self.converse().await;
         if let Err(error) = ended {
             debug!(%error, "a client is gone");
         }
-        self.leave_session().await;
+        Box::pin(self.leave_session()).await;
+        self.around.metrics.connections.subtract(1);
     }
 
     async fn converse(&mut self) -> io::Result<()> {
@@ -143,13 +144,14 @@ impl Connection {
             let written = outbox.write_to(&self.stream)?;
             self.stream.listen_for_room(!written)?;
             if outbox.is_closing() {
-                return self.say_last_words().await;
+                return Box::pin(self.say_last_words()).await;
             }
+            // What is done is boxed: a connection that waits is small, and nearly all of them wait.
             tokio::select! {
                 readable = self.stream.readable() => {
                     readable?;
-                    match self.read().await? {
-                        Read::Ended => return self.say_last_words().await,
+                    match Box::pin(self.read()).await? {
+                        Read::Ended => return Box::pin(self.say_last_words()).await,
                         Read::Empty => {}
                         // The thread is everybody's: who never stops talking waits for the others.
                         Read::More => yield_now().await,
@@ -160,10 +162,10 @@ impl Connection {
                 () = draining.cancelled() => {
                     outbox.say(&Reply::Draining);
                     // What the client has written is in our buffer already: read until it is empty.
-                    while !cut_off.is_cancelled() && self.read().await? == Read::More {
+                    while !cut_off.is_cancelled() && Box::pin(self.read()).await? == Read::More {
                         yield_now().await;
                     }
-                    return self.say_last_words().await;
+                    return Box::pin(self.say_last_words()).await;
                 }
             }
         }

@@ -1,7 +1,6 @@
 //! The accept loop: takes connections as long as there is room for them, and says politely when there is none.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
@@ -168,15 +167,12 @@ fn welcome(around: &Surroundings, connections: &TaskTracker, refused: &mut Refus
         let _ = stream.try_write(&line);
         return;
     }
-    metrics.connections_total.increment();
-    metrics.connections.add(1);
-    let around = around.clone();
-    connections.spawn(async move {
-        let metrics = Arc::clone(&around.metrics);
-        match Connection::new(stream, around) {
-            Ok(connection) => connection.run().await,
-            Err(error) => warn!(%error, "a connection cannot be served"),
+    match Connection::new(stream, around.clone()) {
+        Ok(connection) => {
+            metrics.connections_total.increment();
+            metrics.connections.add(1);
+            connections.spawn(connection.run());
         }
-        metrics.connections.subtract(1);
-    });
+        Err(error) => warn!(%error, "a connection cannot be served (raise LimitNOFILE=, or lower socket.max_connections)"),
+    }
 }

@@ -4,6 +4,7 @@
 //! Promises: a client that reads its acks wakes nobody. The runtime's own stream listens for both from its beginning to its
 //! end, and is told of the room that each ack leaves behind.
 
+use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
@@ -63,7 +64,7 @@ impl Stream {
         self.listening.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Waits until there is something to read.
+    /// Waits until there is something to read. One task waits at a time.
     ///
     /// # Errors
     /// When the runtime ends.
@@ -71,11 +72,11 @@ impl Stream {
     /// # Cancel safety
     /// Cancel safe: it only waits.
     pub async fn readable(&self) -> io::Result<()> {
-        self.listening()?.ready(Interest::READABLE).await?.retain_ready();
-        Ok(())
+        // Polled by hand: the runtime's own future is made for many who wait, and ten thousand connections wait.
+        poll_fn(|context| self.listening()?.poll_read_ready(context).map_ok(|mut ready| ready.retain_ready())).await
     }
 
-    /// Waits until there is room to write; for ever if that is not listened for.
+    /// Waits until there is room to write; for ever if that is not listened for. One task waits at a time.
     ///
     /// # Errors
     /// When the runtime ends.
@@ -83,11 +84,7 @@ impl Stream {
     /// # Cancel safety
     /// Cancel safe: it only waits.
     pub async fn room(&self) -> io::Result<()> {
-        if !self.for_room {
-            return std::future::pending().await;
-        }
-        self.listening()?.ready(Interest::WRITABLE).await?.retain_ready();
-        Ok(())
+        poll_fn(|context| self.listening()?.poll_write_ready(context).map_ok(|mut ready| ready.retain_ready())).await
     }
 
     /// Reads once, behind what the buffer holds.

@@ -77,7 +77,7 @@ impl Fonts {
         };
         let latin = FIRST.iter().find_map(|name| fonts.families.iter().find(|(known, _)| known == name).cloned());
         let latin = latin.or_else(|| fonts.family_with('a', "abcxyz"));
-        fonts.stack.push(latin.ok_or_else(|| Unavailable::NoFonts(places))?);
+        fonts.stack.push(latin.ok_or(Unavailable::NoFonts(places))?);
         Ok(fonts)
     }
 
