@@ -92,12 +92,20 @@ impl Stream {
     /// # Errors
     /// `WouldBlock` when nothing is there; when the client is gone.
     pub fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
+        let listening = self.listening()?;
         let filled = buffer.len();
         let room = (buffer.capacity() - filled).min(LARGEST_READ_BYTES);
         buffer.resize(filled + room, 0);
-        let read = self.listening().and_then(|listening| {
-            listening.try_io(Interest::READABLE, |socket| (&**socket).read(buffer.get_mut(filled..).unwrap_or_default()))
+        let target = buffer.get_mut(filled..).unwrap_or_default();
+        let mut asked = false;
+        let mut read = listening.try_io(Interest::READABLE, |socket| {
+            asked = true;
+            (&**socket).read(target)
         });
+        if !asked {
+            // The runtime has not heard of anything, but it may not have listened yet: whoever drains must not believe it.
+            read = (&*self.socket).read(target);
+        }
         buffer.truncate(filled + read.as_ref().copied().unwrap_or(0));
         read
     }
@@ -122,4 +130,58 @@ impl Stream {
 )]
 fn listen(socket: &Arc<UnixStream>, interest: Interest) -> io::Result<AsyncFd<Arc<UnixStream>>> {
     AsyncFd::with_interest(Arc::clone(socket), interest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(30);
+
+    fn pair() -> (Stream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Stream::new(tokio::net::UnixStream::from_std(ours).unwrap()).unwrap(), theirs)
+    }
+
+    #[tokio::test]
+    async fn what_is_there_is_read_before_the_runtime_has_heard_of_it() {
+        let (stream, mut client) = pair();
+        client.write_all(b"one\n").unwrap();
+        drop(client);
+        let mut buffer = BytesMut::with_capacity(64);
+        assert_eq!(stream.try_read(&mut buffer).unwrap(), 4);
+        assert_eq!(stream.try_read(&mut buffer).unwrap(), 0, "the end");
+        assert_eq!(buffer, b"one\n"[..]);
+    }
+
+    #[tokio::test]
+    async fn it_is_told_of_lines_and_of_room_whatever_it_listened_for_before() {
+        let (mut stream, mut client) = pair();
+        let mut buffer = BytesMut::with_capacity(1 << 20);
+        for round in 0..3 {
+            while stream.try_write(&[b'a'; 4096]).is_ok() {}
+            stream.listen_for_room(true).unwrap();
+            assert!(timeout(Duration::from_millis(20), stream.room()).await.is_err(), "{round}: there is none");
+            client.write_all(b"said meanwhile").unwrap();
+            timeout(SOON, stream.readable()).await.unwrap().unwrap();
+            assert_eq!(stream.try_read(&mut buffer).unwrap(), 14);
+            assert_eq!(stream.try_read(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+
+            client.set_nonblocking(true).unwrap();
+            while client.read(&mut [0; 4096]).is_ok() {}
+            client.set_nonblocking(false).unwrap();
+            timeout(SOON, stream.room()).await.unwrap().unwrap();
+            assert_eq!(stream.try_write(b"heard").unwrap(), 5);
+            stream.listen_for_room(false).unwrap();
+            client.write_all(b"and now").unwrap();
+            timeout(SOON, stream.readable()).await.unwrap().unwrap();
+            assert_eq!(stream.try_read(&mut buffer).unwrap(), 7);
+        }
+        assert_eq!(buffer.len(), 63);
+    }
 }
