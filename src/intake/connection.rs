@@ -141,7 +141,7 @@ impl Connection {
         let draining = self.around.draining.clone();
         let cut_off = self.around.cut_off.clone();
         loop {
-            let written = outbox.write_to(&self.stream)?;
+            let written = outbox.write_to(&self.stream);
             self.stream.listen_for_room(!written)?;
             if outbox.is_closing() {
                 return Box::pin(self.say_last_words()).await;
@@ -488,7 +488,7 @@ impl Connection {
         let outbox = Arc::clone(&self.outbox);
         outbox.end();
         loop {
-            let written = outbox.write_to(&self.stream)?;
+            let written = outbox.write_to(&self.stream);
             self.stream.listen_for_room(!written)?;
             if written && (outbox.is_closing() || (outbox.is_done() && self.flushes.is_empty())) {
                 return Ok(());

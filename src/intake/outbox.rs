@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::Notify;
+use tracing::debug;
 
 use super::stream::Stream;
 use crate::observe::Metrics;
@@ -40,6 +41,8 @@ struct Inner {
     ack: Option<u64>,
     /// A fatal reply was said: nothing more is read.
     closing: bool,
+    /// The client will never hear anything again; it may have said much that is still to be read.
+    deaf: bool,
     /// Nothing more is read: the connection waits for the last line to be settled.
     ending: bool,
 }
@@ -67,7 +70,7 @@ impl Outbox {
         }
         let fatal = matches!(reply, Reply::Error { fatal: true, .. });
         inner.closing = fatal;
-        if inner.bytes.len() - inner.written >= MAX_WAITING_BYTES {
+        if inner.deaf || inner.bytes.len() - inner.written >= MAX_WAITING_BYTES {
             self.metrics.replies_dropped.increment();
         } else {
             reply.encode(&mut inner.bytes);
@@ -91,8 +94,7 @@ impl Outbox {
             line.1 = true;
         }
         if inner.ack_what_is_settled() {
-            let said =
-                self.socket.upgrade().is_some_and(|socket| matches!(inner.write(|bytes| (&*socket).write(bytes)), Ok(true)));
+            let said = self.socket.upgrade().is_some_and(|socket| inner.write(|bytes| (&*socket).write(bytes)));
             let is_heard_of = said && !inner.ending;
             drop(inner);
             if !is_heard_of {
@@ -151,11 +153,9 @@ impl Outbox {
         inner.open.is_empty() && inner.ack.is_none() && inner.written == inner.bytes.len()
     }
 
-    /// Writes what the socket takes now. `false`: it takes no more, and something is left.
-    ///
-    /// # Errors
-    /// When the client is gone.
-    pub fn write_to(&self, stream: &Stream) -> io::Result<bool> {
+    /// Writes what the socket takes now. `false`: it takes no more, and something is left. A client that is gone is told
+    /// nothing more: what it said is read to its end all the same.
+    pub fn write_to(&self, stream: &Stream) -> bool {
         self.inner().write(|bytes| stream.try_write(bytes))
     }
 }
@@ -174,23 +174,30 @@ impl Inner {
     }
 
     /// `false`: the socket takes no more, and something is left.
-    fn write(&mut self, try_write: impl Fn(&[u8]) -> io::Result<usize>) -> io::Result<bool> {
+    fn write(&mut self, try_write: impl Fn(&[u8]) -> io::Result<usize>) -> bool {
         loop {
+            if self.deaf {
+                (self.bytes, self.written, self.ack) = (Vec::new(), 0, None);
+                return true;
+            }
             if self.written == self.bytes.len() {
                 self.bytes.clear();
                 self.written = 0;
                 let Some(seq) = self.ack.take() else {
                     self.bytes = Vec::new();
-                    return Ok(true);
+                    return true;
                 };
                 Reply::Ack { seq }.encode(&mut self.bytes);
             }
             let rest = self.bytes.get(self.written..).unwrap_or_default();
             match try_write(rest) {
                 Ok(count) => self.written += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    debug!(%error, "a client hears nothing more");
+                    self.deaf = true;
+                }
             }
         }
     }

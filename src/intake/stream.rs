@@ -4,6 +4,7 @@
 //! Promises: a client that reads its acks wakes nobody. The runtime's own stream listens for both from its beginning to its
 //! end, and is told of the room that each ack leaves behind.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,7 +15,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Bytes taken by one read at most.
-const LARGEST_READ_BYTES: usize = 256 * 1024;
+const SCRATCH_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// Where all reads of a thread go first: the buffer of a connection is touched as far as the client has spoken.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The stream of one connection.
 #[derive(Debug)]
@@ -93,21 +99,22 @@ impl Stream {
     /// `WouldBlock` when nothing is there; when the client is gone.
     pub fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         let listening = self.listening()?;
-        let filled = buffer.len();
-        let room = (buffer.capacity() - filled).min(LARGEST_READ_BYTES);
-        buffer.resize(filled + room, 0);
-        let target = buffer.get_mut(filled..).unwrap_or_default();
-        let mut asked = false;
-        let mut read = listening.try_io(Interest::READABLE, |socket| {
-            asked = true;
-            (&**socket).read(target)
-        });
-        if !asked {
-            // The runtime has not heard of anything, but it may not have listened yet: whoever drains must not believe it.
-            read = (&*self.socket).read(target);
-        }
-        buffer.truncate(filled + read.as_ref().copied().unwrap_or(0));
-        read
+        let room = (buffer.capacity() - buffer.len()).min(SCRATCH_BYTES);
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(SCRATCH_BYTES, 0);
+            let target = scratch.get_mut(..room).unwrap_or_default();
+            let mut asked = false;
+            let mut read = listening.try_io(Interest::READABLE, |socket| {
+                asked = true;
+                (&**socket).read(target)
+            });
+            if !asked {
+                // The runtime has not heard of anything, but it may not have listened yet: whoever drains must not believe it.
+                read = (&*self.socket).read(target);
+            }
+            buffer.extend_from_slice(target.get(..read.as_ref().copied().unwrap_or(0)).unwrap_or_default());
+            read
+        })
     }
 
     /// Writes once.
