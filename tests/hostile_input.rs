@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::eventually::{SOON, always};
+use crate::support::eventually::{SOON, always, eventually};
 use crate::support::oracle::check_books;
 use crate::support::{Agent, Daemon, Fault, ManagerApi, Oracle, Producer, Variant, soon};
 
@@ -318,6 +318,20 @@ fn a_client_that_writes_and_hangs_up_unheard_loses_no_line() {
         assert_eq!(api.wait_for_rows(&format!("unheard {round}"), 600).len(), 600);
     }
     assert!(agent.is_answered());
+}
+
+#[test]
+fn a_client_that_says_no_more_gets_its_last_ack_and_is_let_go_at_once() {
+    let (_api, daemon, _) = ground();
+    for round in 0..20 {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind_stream(MAC, "last words", &format!("last words {round}"));
+        agent.line(&json!({ "type": "message", "chat_type": 1, "content": "good night", "seq": 1 }));
+        agent.finish();
+        // Nothing is left to be said: far sooner than the half minute that a client may take to listen.
+        eventually(Duration::from_secs(10), "the connection ends", || agent.is_closed().then_some(()));
+        assert_eq!(agent.acked(), 1);
+    }
 }
 
 // ---- the protocol, promise by promise ------------------------------------------------------------------------------

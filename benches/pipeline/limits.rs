@@ -129,7 +129,8 @@ pub fn lone_sync(directory: &Path, a_second: u64, syncs: u64) -> f64 {
     (cpu_of_this_thread() - before) / syncs as f64
 }
 
-fn cpu_of_this_thread() -> f64 {
+/// CPU time of the calling thread, in microseconds.
+pub fn cpu_of_this_thread() -> f64 {
     Duration::from(ClockId::CLOCK_THREAD_CPUTIME_ID.now().unwrap()).as_secs_f64() * 1e6
 }
 

@@ -158,12 +158,8 @@ impl Program {
     fn disk(&mut self) {
         let place = directory();
         let file = std::fs::File::create(place.path().join("syncs")).unwrap();
-        let cpu = || -> f64 {
-            let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-            stat.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1000.0
-        };
         let (syncs, page) = (500_u64, [1_u8; 4096]);
-        let before = cpu();
+        let before = limits::cpu_of_this_thread();
         let mut took: Vec<u64> = (0..syncs)
             .map(|at| {
                 std::os::unix::fs::FileExt::write_all_at(&file, &page, at % 64 * 4096).unwrap();
@@ -172,7 +168,7 @@ impl Program {
                 u64::try_from(started.elapsed().as_nanos()).unwrap()
             })
             .collect();
-        let cpu = (cpu() - before) / syncs as f64;
+        let cpu = (limits::cpu_of_this_thread() - before) / syncs as f64;
         self.figures.add("this disk: a sync, p50", percentile(&mut took, 0.5), "ms", Aim::None);
         self.figures.add("this disk: a sync, p99", percentile(&mut took, 0.99), "ms", Aim::None);
         self.figures.add("this disk: CPU of a write with its sync", cpu, "µs", Aim::None);
@@ -317,7 +313,7 @@ impl Program {
             let daemon = Daemon::start(place.path(), self.reachable());
             self.sink.expect(SESSIONS, BEFORE, 0, Duration::ZERO, 0);
             load::flood(&daemon.socket(), SESSIONS, SESSIONS, BEFORE).await;
-            self.sink.complete(DEADLINE).await.expect("everything arrives");
+            check(&self.sink.complete(DEADLINE).await.expect("everything arrives"), BEFORE);
             self.sink.expect(SESSIONS, lines, 0, latency, 0);
             let before = daemon.usage();
             let mut acks = load::paced(&daemon.socket(), self.clock, SESSIONS, a_second, time).await;

@@ -7,8 +7,8 @@
 //! Called by the connection, like this:
 //!
 //! ```text
-//! socket.readable().await
-//! match socket.try_read_buf(lines.read_target()) { 0 ⇒ eof, WouldBlock ⇒ lines.release(), n ⇒ ⤵ }
+//! stream.readable().await
+//! match stream.try_read(lines.read_target()) { 0 ⇒ eof, WouldBlock ⇒ lines.release(), n ⇒ ⤵ }
 //! while let Some(item) = lines.next_line() { … }          // after eof: lines.finish()
 //! ```
 
@@ -56,7 +56,7 @@ impl Lines {
         Self { buffer: BytesMut::new(), max_line_bytes, consumed: 0, searched: 0, skipping: false, number: 0 }
     }
 
-    /// The buffer to read into (`try_read_buf`), with room for more; append only. Call it when there is something to
+    /// The buffer to read into (`try_read`), with room for more; append only. Call it when there is something to
     /// read, and take all lines out before calling it again: that is what bounds it.
     pub fn read_target(&mut self) -> &mut BytesMut {
         self.discard_consumed();

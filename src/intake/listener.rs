@@ -31,11 +31,12 @@ pub struct Listener {
     refused: Refused,
 }
 
-/// Refused connections are told of once a minute, those of strangers and those too many.
+/// Refused connections are told of once a minute, those of strangers, those too many, and those that the kernel does not let us hear.
 #[derive(Default)]
 struct Refused {
     strangers: Throttle,
     too_many: Throttle,
+    unserved: Throttle,
 }
 
 /// How the daemon reaches the running listener.
@@ -173,6 +174,10 @@ fn welcome(around: &Surroundings, connections: &TaskTracker, refused: &mut Refus
             metrics.connections.add(1);
             connections.spawn(connection.run());
         }
-        Err(error) => warn!(%error, "a connection cannot be served (raise LimitNOFILE=, or lower socket.max_connections)"),
+        Err(error) => {
+            if let Some(more) = refused.unserved.permits(std::time::Instant::now()) {
+                warn!(%error, more, "a connection cannot be listened to and was closed (raise fs.epoll.max_user_watches)");
+            }
+        }
     }
 }
