@@ -142,7 +142,7 @@ impl Connection {
         let cut_off = self.around.cut_off.clone();
         loop {
             let written = outbox.write_to(&self.stream);
-            self.stream.listen_for_room(!written)?;
+            self.stream.listen_for_room(!written);
             if outbox.is_closing() {
                 return Box::pin(self.say_last_words()).await;
             }
@@ -489,7 +489,7 @@ impl Connection {
         outbox.end();
         loop {
             let written = outbox.write_to(&self.stream);
-            self.stream.listen_for_room(!written)?;
+            self.stream.listen_for_room(!written);
             if written && (outbox.is_closing() || (outbox.is_done() && self.flushes.is_empty())) {
                 return Ok(());
             }

@@ -1,21 +1,28 @@
 //! A connection as the kernel tells of it: when there is something to read, and only while somebody waits for it, when
 //! there is room to write.
 //!
-//! Promises: a client that reads its acks wakes nobody. The runtime's own stream listens for both from its beginning to its
-//! end, and is told of the room that each ack leaves behind.
+//! Promises: a client that reads its acks wakes nobody (the runtime's own stream listens for both from its beginning to its
+//! end, and is told of the room that each ack leaves behind); a kernel that will not tell is asked, and no line is lost by it.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
+use tracing::debug;
 
 /// Bytes taken by one read at most.
 const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// Between two looks at a socket that the kernel does not tell of: it counts what it watches
+/// (`fs.epoll.max_user_watches`), and may have no place left when a connection wants to listen for something else.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 thread_local! {
     /// Where all reads of a thread go first: the buffer of a connection is touched as far as the client has spoken.
@@ -26,7 +33,7 @@ thread_local! {
 #[derive(Debug)]
 pub struct Stream {
     socket: Arc<UnixStream>,
-    /// `None` only while it changes what it listens for.
+    /// `None` while the kernel does not let it be listened to.
     listening: Option<AsyncFd<Arc<UnixStream>>>,
     for_room: bool,
     /// The process at the other end, if the kernel says.
@@ -51,26 +58,22 @@ impl Stream {
         Arc::downgrade(&self.socket)
     }
 
-    /// Whether somebody waits for room to write.
-    ///
-    /// # Errors
-    /// When the kernel does not let it be listened to.
-    pub fn listen_for_room(&mut self, for_room: bool) -> io::Result<()> {
-        if for_room != self.for_room {
-            let interest = if for_room { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-            // The kernel knows a socket once: the old registration goes first.
-            self.listening = None;
-            self.listening = Some(listen(&self.socket, interest)?);
-            self.for_room = for_room;
+    /// Whether somebody waits for room to write. What the kernel refuses is tried again by the next call.
+    pub fn listen_for_room(&mut self, for_room: bool) {
+        if for_room == self.for_room && self.listening.is_some() {
+            return;
         }
-        Ok(())
+        let interest = if for_room { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        // The kernel knows a socket once: the old registration goes first.
+        self.listening = None;
+        self.for_room = for_room;
+        match listen(&self.socket, interest) {
+            Ok(listening) => self.listening = Some(listening),
+            Err(error) => debug!(%error, "a connection cannot be listened to: it is looked at now and then"),
+        }
     }
 
-    fn listening(&self) -> io::Result<&AsyncFd<Arc<UnixStream>>> {
-        self.listening.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    /// Waits until there is something to read. One task waits at a time.
+    /// Waits until there is something to read, or may be. One task waits at a time.
     ///
     /// # Errors
     /// When the runtime ends.
@@ -78,11 +81,14 @@ impl Stream {
     /// # Cancel safety
     /// Cancel safe: it only waits.
     pub async fn readable(&self) -> io::Result<()> {
-        // Polled by hand: the runtime's own future is made for many who wait, and ten thousand connections wait.
-        poll_fn(|context| self.listening()?.poll_read_ready(context).map_ok(|mut ready| ready.retain_ready())).await
+        match &self.listening {
+            // Polled by hand: the runtime's own future is made for many who wait, and ten thousand connections wait.
+            Some(fd) => poll_fn(|context| fd.poll_read_ready(context).map_ok(|mut ready| ready.retain_ready())).await,
+            None => look_again().await,
+        }
     }
 
-    /// Waits until there is room to write; for ever if that is not listened for. One task waits at a time.
+    /// Waits until there is room to write, or may be; for ever if that is not listened for. One task waits at a time.
     ///
     /// # Errors
     /// When the runtime ends.
@@ -90,7 +96,10 @@ impl Stream {
     /// # Cancel safety
     /// Cancel safe: it only waits.
     pub async fn room(&self) -> io::Result<()> {
-        poll_fn(|context| self.listening()?.poll_write_ready(context).map_ok(|mut ready| ready.retain_ready())).await
+        match &self.listening {
+            Some(fd) => poll_fn(|context| fd.poll_write_ready(context).map_ok(|mut ready| ready.retain_ready())).await,
+            None => look_again().await,
+        }
     }
 
     /// Reads once, behind what the buffer holds.
@@ -98,20 +107,21 @@ impl Stream {
     /// # Errors
     /// `WouldBlock` when nothing is there; when the client is gone.
     pub fn try_read(&self, buffer: &mut BytesMut) -> io::Result<usize> {
-        let listening = self.listening()?;
         let room = (buffer.capacity() - buffer.len()).min(SCRATCH_BYTES);
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(SCRATCH_BYTES, 0);
             let target = scratch.get_mut(..room).unwrap_or_default();
-            let mut asked = false;
-            let mut read = listening.try_io(Interest::READABLE, |socket| {
-                asked = true;
-                (&**socket).read(target)
-            });
-            if !asked {
-                // The runtime has not heard of anything, but it may not have listened yet: whoever drains must not believe it.
-                read = (&*self.socket).read(target);
+            let mut heard = None;
+            if let Some(fd) = &self.listening {
+                let mut asked = false;
+                let read = fd.try_io(Interest::READABLE, |socket| {
+                    asked = true;
+                    (&**socket).read(target)
+                });
+                heard = asked.then_some(read);
             }
+            // The runtime has not heard of anything, but it may not have listened yet: whoever drains must not believe it.
+            let read = heard.unwrap_or_else(|| (&*self.socket).read(target));
             buffer.extend_from_slice(target.get(..read.as_ref().copied().unwrap_or(0)).unwrap_or_default());
             read
         })
@@ -122,13 +132,18 @@ impl Stream {
     /// # Errors
     /// `WouldBlock` when there is no room; when the client is gone.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        if self.for_room {
+        match &self.listening {
             // Also forgets the room that is used up.
-            self.listening()?.try_io(Interest::WRITABLE, |socket| (&**socket).write(bytes))
-        } else {
-            (&*self.socket).write(bytes)
+            Some(fd) if self.for_room => fd.try_io(Interest::WRITABLE, |socket| (&**socket).write(bytes)),
+            _ => (&*self.socket).write(bytes),
         }
     }
+}
+
+/// Boxed: no connection carries a timer that nearly none needs.
+async fn look_again() -> io::Result<()> {
+    Box::pin(sleep(LOOK_EVERY)).await;
+    Ok(())
 }
 
 #[expect(
@@ -141,8 +156,6 @@ fn listen(socket: &Arc<UnixStream>, interest: Interest) -> io::Result<AsyncFd<Ar
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
 
     use super::*;
@@ -172,7 +185,7 @@ mod tests {
         let mut buffer = BytesMut::with_capacity(1 << 20);
         for round in 0..3 {
             while stream.try_write(&[b'a'; 4096]).is_ok() {}
-            stream.listen_for_room(true).unwrap();
+            stream.listen_for_room(true);
             assert!(timeout(Duration::from_millis(20), stream.room()).await.is_err(), "{round}: there is none");
             client.write_all(b"said meanwhile").unwrap();
             timeout(SOON, stream.readable()).await.unwrap().unwrap();
@@ -184,11 +197,32 @@ mod tests {
             client.set_nonblocking(false).unwrap();
             timeout(SOON, stream.room()).await.unwrap().unwrap();
             assert_eq!(stream.try_write(b"heard").unwrap(), 5);
-            stream.listen_for_room(false).unwrap();
+            stream.listen_for_room(false);
             client.write_all(b"and now").unwrap();
             timeout(SOON, stream.readable()).await.unwrap().unwrap();
             assert_eq!(stream.try_read(&mut buffer).unwrap(), 7);
         }
         assert_eq!(buffer.len(), 63);
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_does_not_tell_of_is_looked_at() {
+        let (mut stream, mut client) = pair();
+        // As after a change of what is listened for that the kernel refused: `fs.epoll.max_user_watches` counts them.
+        stream.listening = None;
+        let mut buffer = BytesMut::with_capacity(1 << 20);
+        client.write_all(b"one").unwrap();
+        timeout(SOON, stream.readable()).await.unwrap().unwrap();
+        assert_eq!(stream.try_read(&mut buffer).unwrap(), 3);
+        assert_eq!(stream.try_read(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        timeout(SOON, stream.room()).await.unwrap().unwrap();
+        assert_eq!(stream.try_write(b"heard").unwrap(), 5);
+
+        stream.listen_for_room(false);
+        assert!(stream.listening.is_some(), "it is tried again");
+        assert!(timeout(Duration::from_millis(60), stream.readable()).await.is_err(), "and nobody looks any more");
+        client.write_all(b"two").unwrap();
+        timeout(SOON, stream.readable()).await.unwrap().unwrap();
+        assert_eq!(stream.try_read(&mut buffer).unwrap(), 3);
     }
 }
