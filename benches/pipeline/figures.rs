@@ -76,6 +76,11 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The value in the middle of what was measured.
+pub fn middle<T>(measured: &[T], value: impl Fn(&T) -> f64) -> f64 {
+    median(measured.iter().map(value).collect())
+}
+
 /// The value below which a share of all lies, in milliseconds of nanoseconds.
 pub fn percentile(nanos: &mut [u64], share: f64) -> f64 {
     nanos.sort_unstable();

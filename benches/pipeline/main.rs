@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, Setup, Usage};
-use figures::{Aim, Figures, median, percentile};
+use figures::{Aim, Figures, median, middle, percentile};
 use limits::{Client, Limit};
 use sink::{Books, Sink};
 use text::Clock;
@@ -72,6 +72,10 @@ const BUSY: Live = Live {
 
 /// Messages that a daemon has delivered before it is measured live.
 const BEFORE: u64 = 50_000;
+
+/// Backlogs whose messages should cost the same, and how often a run drains each: the short ones are at the mercy of their
+/// moment.
+const BACKLOGS: [(u64, usize); 3] = [(10_000, 6), (100_000, 2), (1_000_000, 1)];
 
 /// One drain of a backlog.
 struct Drain {
@@ -253,52 +257,47 @@ impl Program {
         }
     }
 
-    async fn drains(&self, messages: u64, edge: u64, latency: Duration) -> Drain {
-        let mut drains = Vec::new();
-        for _ in 0..self.runs {
-            drains.push(self.drain(messages, edge, latency, 0).await);
-        }
-        let middle = |value: fn(&Drain) -> f64| median(drains.iter().map(value).collect());
-        Drain {
-            rate: middle(|drain| drain.rate),
-            cpu_micros: middle(|drain| drain.cpu_micros),
-            written_bytes: middle(|drain| drain.written_bytes),
-            commits: middle(|drain| drain.commits),
-            resident: middle(|drain| drain.resident),
-        }
-    }
-
-    fn limit(&self, client: Client, in_flight: usize, latency: Duration, requests: u64) -> Limit {
+    fn limit(&self, client: Client, latency: Duration, requests: u64) -> Limit {
         self.sink.expect(SESSIONS, u64::MAX, 0, latency, 0);
-        let limits: Vec<Limit> =
-            (0..self.runs).map(|_| limits::measure(client, self.sink.address, in_flight, requests)).collect();
-        let middle = |value: fn(&Limit) -> f64| median(limits.iter().map(value).collect());
-        Limit { rate: middle(|limit| limit.rate), cpu_micros: middle(|limit| limit.cpu_micros) }
+        limits::measure(client, self.sink.address, CONCURRENCY, requests)
     }
 
+    /// The daemon beside its limits. In turn, for the machine may be another one a minute later: ratios are those of a round.
     async fn delivery(&mut self) {
+        struct Round {
+            reqwest: Limit,
+            hyper: Limit,
+            drain: Drain,
+        }
         for (millis, messages) in [(0, 100_000), (5, 8_000), (20, 4_000)] {
             let latency = Duration::from_millis(millis);
-            let reqwest = self.limit(Client::Reqwest, CONCURRENCY, latency, messages);
-            let hyper = self.limit(Client::Hyper, CONCURRENCY, latency, messages);
-            let drain = self.drains(messages, 0, latency).await;
+            let mut rounds = Vec::new();
+            for _ in 0..self.runs {
+                rounds.push(Round {
+                    reqwest: self.limit(Client::Reqwest, latency, messages),
+                    drain: self.drain(messages, 0, latency, 0).await,
+                    hyper: self.limit(Client::Hyper, latency, messages),
+                });
+            }
             let name = format!("delivery, {CONCURRENCY} at once, API {millis} ms");
             let (rate_aim, ratio_aim, cpu_aim) = match millis {
                 0 => (Aim::AtLeast(40_000.0), Aim::AtLeast(0.65), Aim::AtMost(25.0)),
                 5 => (Aim::None, Aim::AtLeast(0.95), Aim::None),
                 _ => (Aim::None, Aim::None, Aim::None),
             };
-            let figures = &mut self.figures;
-            figures.add(name.clone(), drain.rate, "messages/s", rate_aim);
-            figures.add(format!("{name}: reqwest alone"), reqwest.rate, "requests/s", Aim::None);
-            figures.add(format!("{name}: hyper alone"), hyper.rate, "requests/s", Aim::None);
-            figures.add(format!("{name}: share of reqwest"), drain.rate / reqwest.rate, "", ratio_aim);
-            figures.add(format!("{name}: CPU a message"), drain.cpu_micros, "µs", cpu_aim);
-            figures.add(format!("{name}: CPU of reqwest"), reqwest.cpu_micros, "µs", Aim::None);
-            figures.add(format!("{name}: CPU of hyper"), hyper.cpu_micros, "µs", Aim::None);
-            figures.add(format!("{name}: written a message"), drain.written_bytes, "B", Aim::None);
-            figures.add(format!("{name}: syncs a message"), drain.commits, "", Aim::None);
-            figures.add(format!("{name}: RSS peak"), drain.resident, "MiB", Aim::None);
+            let mut add = |of: &str, value: fn(&Round) -> f64, unit, aim| {
+                self.figures.add(format!("{name}{of}"), middle(&rounds, value), unit, aim);
+            };
+            add("", |round| round.drain.rate, "messages/s", rate_aim);
+            add(": reqwest alone", |round| round.reqwest.rate, "requests/s", Aim::None);
+            add(": hyper alone", |round| round.hyper.rate, "requests/s", Aim::None);
+            add(": share of reqwest", |round| round.drain.rate / round.reqwest.rate, "", ratio_aim);
+            add(": CPU a message", |round| round.drain.cpu_micros, "µs", cpu_aim);
+            add(": CPU of reqwest", |round| round.reqwest.cpu_micros, "µs", Aim::None);
+            add(": CPU of hyper", |round| round.hyper.cpu_micros, "µs", Aim::None);
+            add(": written a message", |round| round.drain.written_bytes, "B", Aim::None);
+            add(": syncs a message", |round| round.drain.commits, "", Aim::None);
+            add(": RSS peak", |round| round.drain.resident, "MiB", Aim::None);
         }
     }
 
@@ -370,15 +369,24 @@ impl Program {
     }
 
     async fn flatness(&mut self, of: &str, edge: u64) {
+        let mut drains: [Vec<Drain>; BACKLOGS.len()] = Default::default();
+        for _ in 0..self.runs {
+            for ((messages, times), drains) in BACKLOGS.into_iter().zip(&mut drains) {
+                for _ in 0..times {
+                    drains.push(self.drain(messages, edge, Duration::ZERO, 0).await);
+                }
+            }
+        }
         let (mut rates, mut costs) = (Vec::new(), Vec::new());
-        for messages in [10_000, 100_000, 1_000_000] {
-            let drain = self.drains(messages, edge, Duration::ZERO).await;
+        for ((messages, _), drains) in BACKLOGS.into_iter().zip(&drains) {
             let name = format!("{of}backlog of {messages}");
-            self.figures.add(format!("{name}: delivered"), drain.rate, "messages/s", Aim::None);
-            self.figures.add(format!("{name}: CPU a message"), drain.cpu_micros, "µs", Aim::None);
-            self.figures.add(format!("{name}: RSS peak"), drain.resident, "MiB", Aim::AtMost(48.0));
-            rates.push(drain.rate);
-            costs.push(drain.cpu_micros);
+            let (rate, cpu) = (middle(drains, |drain| drain.rate), middle(drains, |drain| drain.cpu_micros));
+            self.figures.add(format!("{name}: delivered"), rate, "messages/s", Aim::None);
+            self.figures.add(format!("{name}: CPU a message"), cpu, "µs", Aim::None);
+            let resident = middle(drains, |drain| drain.resident);
+            self.figures.add(format!("{name}: RSS peak"), resident, "MiB", Aim::AtMost(48.0));
+            rates.push(rate);
+            costs.push(cpu);
         }
         let spread = |values: &[f64]| {
             let (least, most) =
@@ -401,13 +409,13 @@ impl Program {
         let started = Instant::now();
         let mut ratios = Vec::new();
         for _ in 0..3 {
-            let limit = self.limit(Client::Reqwest, CONCURRENCY, Duration::ZERO, messages);
+            let limit = self.limit(Client::Reqwest, Duration::ZERO, messages);
             let drain = self.drain(messages, 0, Duration::ZERO, 0).await;
             ratios.push(drain.rate / limit.rate);
         }
         let ratio = ratios.iter().copied().fold(0.0, f64::max);
         let latency = Duration::from_millis(5);
-        let limit = self.limit(Client::Reqwest, CONCURRENCY, latency, 1_000);
+        let limit = self.limit(Client::Reqwest, latency, 1_000);
         let slow = self.drain(1_000, 0, latency, 0).await.rate / limit.rate;
         self.figures.add("guard: share of reqwest, API 0 ms", ratio, "", Aim::AtLeast(0.65 / 2.0));
         self.figures.add("guard: share of reqwest, API 5 ms", slow, "", Aim::AtLeast(0.95 / 2.0));
