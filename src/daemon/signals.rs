@@ -1,0 +1,39 @@
+//! What the daemon is asked to do from outside.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// The signals the daemon listens to.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+/// What a signal means.
+pub(super) enum Wish {
+    Stop,
+    Reload,
+}
+
+impl Signals {
+    pub(super) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::Stop,
+            _ = self.interrupt.recv() => Wish::Stop,
+            _ = self.hang_up.recv() => Wish::Reload,
+        }
+    }
+
+    /// Waits for a stop, whatever comes before.
+    pub(super) async fn stop(&mut self) {
+        while !matches!(self.next().await, Wish::Stop) {}
+    }
+}
