@@ -62,7 +62,7 @@ impl Outbox {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says something, unless too much is waiting already. A fatal error is the last thing that is said.
+    /// Says something, unless too much is waiting already. After a fatal error only acks may follow, of lines before it.
     pub fn say(&self, reply: &Reply) {
         let mut inner = self.inner();
         if inner.closing {
