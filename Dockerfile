@@ -7,6 +7,7 @@ ARG FEATURES="pdf"
 
 # The dependencies alone: this layer is rebuilt only when the manifest or the lock changes. Every target that the manifest names has
 # to be there, though nothing of it is used.
+COPY .cargo .cargo
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src tests benches/pipeline contrib/manual \
     && echo '//! Dependencies only.' > src/lib.rs \

@@ -12,7 +12,7 @@ use crate::support::{Agent, Daemon, ManagerApi, Oracle, Producer, Variant, disk,
 
 const MAC: &str = "68:25:dd:ba:39:78";
 const FAILING: &str = "the store cannot be written";
-/// SQLite as we build it calls `fsync`, others would call `fdatasync`.
+/// SQLite as we build it calls `fdatasync` (.cargo/config.toml), and `fsync` for directories.
 const SYNC: &str = "fsync,fdatasync";
 const WELL: &str = "the store works again";
 

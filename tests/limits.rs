@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::clock;
+use crate::support::disk::{Injection, strace_works};
 use crate::support::eventually::{SOON, always};
 use crate::support::oracle::check_fresh;
 use crate::support::{Agent, Daemon, ManagerApi, Oracle, Producer, Variant, eventually, skipped, soon};
@@ -267,6 +268,24 @@ fn a_lone_line_wakes_the_intake_once_and_its_ack_wakes_it_not_at_all() {
     let woken = daemon.sleeps_of("intake") - before;
     // Half as many for whatever else the thread has to do.
     assert!(woken < LINES * 3 / 2, "{woken} times for {LINES} lines");
+}
+
+/// A sync that writes the times of the log, too, costs a journaling file system a second flush and twice the bytes.
+#[test]
+fn a_line_syncs_its_bytes_and_not_the_times_of_the_log() {
+    if !strace_works() {
+        return;
+    }
+    let daemon = Daemon::builder().start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind_stream("68:25:dd:ba:39:78", "s", "stream");
+    let log = daemon.store().join("history.db-wal");
+    let _refused = Injection::attach(daemon.pid(), "fsync", "error=EIO", &[&log]);
+    for seq in 1..=3 {
+        agent.text(&line_of(seq));
+        agent.wait_for_ack(seq);
+    }
+    assert!(daemon.status()["store"]["failing"].is_null());
 }
 
 #[test]
