@@ -70,10 +70,12 @@ fn pretty(value: f64) -> String {
     }
 }
 
-/// The value in the middle.
+/// The value in the middle; of an even number of them, what lies between the two.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    let upper = values.len() / 2;
+    let lower = values.len().saturating_sub(1) / 2;
+    values.get(lower).zip(values.get(upper)).map_or(f64::NAN, |(lower, upper)| f64::midpoint(*lower, *upper))
 }
 
 /// The value in the middle of what was measured.
