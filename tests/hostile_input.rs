@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::disk::{Injection, strace_works};
 use crate::support::eventually::{SOON, always, eventually};
 use crate::support::oracle::check_books;
 use crate::support::{Agent, Daemon, Fault, ManagerApi, Oracle, Producer, Variant, soon};
@@ -318,6 +319,58 @@ fn a_client_that_writes_and_hangs_up_unheard_loses_no_line() {
         assert_eq!(api.wait_for_rows(&format!("unheard {round}"), 600).len(), 600);
     }
     assert!(agent.is_answered());
+}
+
+/// What `fs.epoll.max_user_watches` does when it is used up.
+#[test]
+fn clients_are_heard_though_the_kernel_will_not_tell_of_them() {
+    if !strace_works() {
+        return;
+    }
+    let (api, mut daemon, _) = ground();
+    let hang_up_after = |daemon: &Daemon, session: &str| {
+        let mut client = Agent::deaf(daemon);
+        let mut said = json!({ "type": "session_start", "v": 1, "mac_address": MAC, "session_id": session }).to_string();
+        for number in 0..10 {
+            said.push_str(&format!("\n{}", json!({ "type": "message", "chat_type": 1, "content": format!("message {number}") })));
+        }
+        client.write_all(said.as_bytes()).unwrap();
+        client.write_all(b"\n").unwrap();
+    };
+    let untold = Injection::attach(daemon.pid(), "epoll_ctl", "error=ENOSPC", &[]);
+    (0..5).for_each(|number| hang_up_after(&daemon, &format!("untold {number}")));
+    let mut agent = Agent::connect(&daemon);
+    agent.bind_stream(MAC, "untold and acked", "untold");
+    agent.line(&json!({ "type": "message", "chat_type": 1, "content": "hear me", "seq": 1 }));
+    agent.wait_for_ack(1);
+    hang_up_after(&daemon, "untold at the end");
+    assert!(daemon.term(SOON).success());
+    drop(untold);
+    assert_eq!(daemon.log().matches("max_user_watches").count(), 1, "told of once a minute");
+
+    daemon.start();
+    for session in (0..5).map(|number| format!("untold {number}")).chain(["untold at the end".to_owned()]) {
+        assert_eq!(api.wait_for_rows(&session, 10).len(), 10, "{session}");
+    }
+}
+
+#[test]
+fn what_was_taken_before_a_fatal_error_is_acked() {
+    let (_api, daemon, _) = ground();
+    let message = |seq: u64| json!({ "type": "message", "chat_type": 1, "content": "good morning", "seq": seq }).to_string();
+    let unknown = json!({ "type": "session_start", "v": 7, "mac_address": MAC, "session_id": "s" }).to_string();
+    for (code, last) in [("unsupported_version", unknown), ("too_many_errors", "nonsense\n".repeat(20))] {
+        for _ in 0..10 {
+            let mut agent = Agent::connect(&daemon);
+            agent.bind(MAC, "taken");
+            let mut said: Vec<String> = (1..=100).map(message).collect();
+            said.push(last.clone());
+            agent.raw(format!("{}\n", said.join("\n")).as_bytes());
+            agent.wait_for_close();
+            let error = agent.errors().pop().unwrap();
+            assert_eq!((error["code"].as_str(), error["fatal"].as_bool(), agent.acked()), (Some(code), Some(true), 100));
+        }
+    }
 }
 
 #[test]

@@ -191,8 +191,8 @@ async fn open_store(settings: &Settings, metrics: Arc<Metrics>, signals: &mut Si
 /// The socket is watched by the thread that takes in.
 fn listen(taking_in: &Handle, socket: ServerSocket, around: Surroundings) -> std::io::Result<(Listener, Intake)> {
     let _on_its_lane = taking_in.enter();
-    let (socket, path) = socket.into_listener()?;
-    Ok(Listener::new(socket, path, around))
+    let (socket, path) = socket.into_parts();
+    Listener::new(socket, path, around)
 }
 
 async fn end_left_over_sessions(registry: Registry, idle: Duration) {

@@ -4,10 +4,10 @@ mod refusals;
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::Instant;
@@ -42,6 +42,9 @@ const MAX_FLUSHES: usize = 64;
 
 /// How long a client that will send nothing more may wait for its last acks.
 const LINGER: Duration = Duration::from_secs(30);
+
+/// How long one that was told a fatal error may: it wants to come back, and what is not acked by then it sends again.
+const LINGER_AFTER_FATAL: Duration = Duration::from_secs(1);
 
 /// What every connection works with.
 #[derive(Clone)]
@@ -105,7 +108,7 @@ impl Connection {
     /// A connection that was just accepted.
     ///
     /// # Errors
-    /// When the kernel does not let it be listened to.
+    /// When the stream cannot be told not to block.
     pub fn new(stream: UnixStream, around: Surroundings) -> io::Result<Self> {
         let max_line_bytes = around.settings.borrow().socket.max_line_bytes;
         let stream = Stream::new(stream)?;
@@ -124,6 +127,12 @@ impl Connection {
             errors_in_a_row: 0,
             read_at: UnixMillis(0),
         })
+    }
+
+    /// Whether the kernel tells of it; if not, it is looked at now and then.
+    #[must_use]
+    pub const fn is_listened_to(&self) -> bool {
+        self.stream.is_listened_to()
     }
 
     /// Works until the client is gone, a fatal error was said, or the daemon stops; leaves the books of open connections.
@@ -322,11 +331,11 @@ impl Connection {
         let on_settled = Box::new(move |settled| match (settled, ticket) {
             (Settled::Durable, Some(ticket)) => outbox.settle(ticket),
             (Settled::Durable, None) => {}
-            (Settled::Overloaded(why), _) => {
+            (Settled::Overloaded(why), ticket) => {
                 if fatal {
                     link.cut();
                 }
-                outbox.overloaded(lines, last_seq, fatal, why);
+                outbox.overloaded(lines, ticket, last_seq, fatal, why);
             }
         });
         let batch = Batch { entries, stream, link: Arc::clone(&self.link), recorded: self.read_at, on_settled };
@@ -428,16 +437,18 @@ impl Connection {
 
     /// The client sends nothing more (or is sent away): it still gets its acks and answers.
     async fn say_last_words(&mut self) -> io::Result<()> {
-        let deadline = Instant::now() + LINGER;
+        let began = Instant::now();
         self.flushes.close();
         let outbox = Arc::clone(&self.outbox);
         outbox.end();
         loop {
             let written = outbox.write_to(&self.stream);
             self.stream.listen_for_room(!written);
-            if written && (outbox.is_closing() || (outbox.is_done() && self.flushes.is_empty())) {
+            let fatal = outbox.is_closing();
+            if written && outbox.is_done() && (fatal || self.flushes.is_empty()) {
                 return Ok(());
             }
+            let deadline = began + if fatal { LINGER_AFTER_FATAL } else { LINGER };
             tokio::select! {
                 () = outbox.changed() => {}
                 () = self.flushes.wait(), if !self.flushes.is_empty() => {}

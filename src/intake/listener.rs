@@ -1,9 +1,12 @@
 //! The accept loop: takes connections as long as there is room for them, and says politely when there is none.
 
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use tokio::net::{UnixListener, UnixStream};
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -11,6 +14,7 @@ use tracing::{info, warn};
 
 use super::connection::{Connection, Surroundings};
 use super::socket::PathGuard;
+use super::stream::listen;
 use crate::observe::Throttle;
 use crate::protocol::RefusalCode;
 use crate::protocol::reply::Reply;
@@ -21,9 +25,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// How long clients have after `draining` until their connections are cut.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// The listener and its connections.
+/// The listener and its connections. The runtime's own would close a connection that the kernel does not let it listen to.
 pub struct Listener {
-    socket: UnixListener,
+    socket: AsyncFd<UnixListener>,
     path: PathGuard,
     around: Surroundings,
     connections: TaskTracker,
@@ -31,12 +35,13 @@ pub struct Listener {
     refused: Refused,
 }
 
-/// Refused connections are told of once a minute, those of strangers, those too many, and those that the kernel does not let us hear.
+/// Refused connections are told of once a minute, those of strangers, those too many; so are
+/// those that the kernel does not tell of.
 #[derive(Default)]
 struct Refused {
     strangers: Throttle,
     too_many: Throttle,
-    unserved: Throttle,
+    untold: Throttle,
 }
 
 /// How the daemon reaches the running listener.
@@ -58,14 +63,15 @@ impl Intake {
 }
 
 impl Listener {
-    /// A listener on a socket that is already listening.
-    #[must_use]
-    pub fn new(socket: UnixListener, path: PathGuard, around: Surroundings) -> (Self, Intake) {
+    /// A listener on a socket that is already listening and does not block.
+    ///
+    /// # Errors
+    /// When the kernel does not let it be listened to.
+    pub fn new(socket: UnixListener, path: PathGuard, around: Surroundings) -> io::Result<(Self, Intake)> {
         let (ask, are_you_alive) = mpsc::channel(4);
-        (
-            Self { socket, path, around, connections: TaskTracker::new(), are_you_alive, refused: Refused::default() },
-            Intake { ask },
-        )
+        let socket = listen(socket, Interest::READABLE)?;
+        let listener = Self { socket, path, around, connections: TaskTracker::new(), are_you_alive, refused: Refused::default() };
+        Ok((listener, Intake { ask }))
     }
 
     /// Accepts until `stop`, then drains: what the kernel has queued is accepted, the path goes, clients are told and
@@ -76,7 +82,7 @@ impl Listener {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                accepted = self.socket.accept() => match accepted {
+                accepted = self.socket.async_io(Interest::READABLE, UnixListener::accept) => match accepted {
                     Ok((stream, _)) => {
                         if pause > PAUSE.0 {
                             info!("connections are accepted again");
@@ -114,17 +120,11 @@ impl Listener {
         // The path goes first: who still found it stands in the queue and is welcomed, who comes later finds nobody. A
         // supervisor's path stays, and with it its queue, which the next daemon may work off as well as this one.
         drop(path);
-        match socket.into_std() {
-            // The kernel itself is asked: the runtime may not have heard yet of who came last.
-            Ok(socket) => {
-                while let Ok((stream, _)) = socket.accept() {
-                    if let Ok(stream) = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream)) {
-                        welcome(&around, &connections, &mut refused, stream);
-                    }
-                }
-            }
-            Err(error) => warn!(%error, "who was waiting to be accepted is not read any more"),
+        // The kernel itself is asked: the runtime may not have heard yet of who came last.
+        while let Ok((stream, _)) = socket.get_ref().accept() {
+            welcome(&around, &connections, &mut refused, stream);
         }
+        drop(socket);
         around.draining.cancel();
         connections.close();
         if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
@@ -140,7 +140,7 @@ fn welcome(around: &Surroundings, connections: &TaskTracker, refused: &mut Refus
     let metrics = &around.metrics;
     let allowed = &settings.socket.allowed_uids;
     if !allowed.is_empty() {
-        let uid = stream.peer_cred().map(|peer| peer.uid());
+        let uid = getsockopt(&stream, sockopt::PeerCredentials).map(|peer| peer.uid());
         if !uid.as_ref().is_ok_and(|uid| allowed.contains(uid)) {
             metrics.peers_refused.increment();
             if let Some(more) = refused.strangers.permits(std::time::Instant::now()) {
@@ -165,19 +165,21 @@ fn welcome(around: &Surroundings, connections: &TaskTracker, refused: &mut Refus
             fatal: true,
         }
         .encode(&mut line);
-        let _ = stream.try_write(&line);
+        // Its buffer is empty: there is room.
+        let _ = (&stream).write(&line);
         return;
     }
     match Connection::new(stream, around.clone()) {
         Ok(connection) => {
+            if !connection.is_listened_to()
+                && let Some(more) = refused.untold.permits(std::time::Instant::now())
+            {
+                warn!(more, "a connection cannot be listened to and is looked at now and then (raise fs.epoll.max_user_watches)");
+            }
             metrics.connections_total.increment();
             metrics.connections.add(1);
             connections.spawn(connection.run());
         }
-        Err(error) => {
-            if let Some(more) = refused.unserved.permits(std::time::Instant::now()) {
-                warn!(%error, more, "a connection cannot be listened to and was closed (raise fs.epoll.max_user_watches)");
-            }
-        }
+        Err(error) => warn!(%error, "a connection cannot be served and was closed"),
     }
 }

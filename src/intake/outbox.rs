@@ -37,6 +37,8 @@ struct Inner {
     open: VecDeque<(u64, bool)>,
     /// How many were taken off the front of `open`: makes tickets stable.
     taken: u64,
+    /// The first place whose lines were not taken: it is never settled, and no ack reaches over it.
+    hole: Option<u64>,
     /// The newest settled number that was not yet said.
     ack: Option<u64>,
     /// A fatal reply was said: nothing more is read.
@@ -122,8 +124,14 @@ impl Outbox {
         self.inner().ending = true;
     }
 
-    /// Lines were not taken. On a stream that is fatal, for a stream must not have a hole.
-    pub fn overloaded(&self, lines: u64, seq: Option<u64>, fatal: bool, why: NoRoom) {
+    /// Lines were not taken, and keep the place they had. On a stream that is fatal, for a stream must not have a hole.
+    pub fn overloaded(&self, lines: u64, ticket: Option<Ticket>, seq: Option<u64>, fatal: bool, why: NoRoom) {
+        if let Some(Ticket(place)) = ticket {
+            let mut inner = self.inner();
+            inner.hole = Some(inner.hole.map_or(place, |hole| hole.min(place)));
+            drop(inner);
+            self.changed.notify_one();
+        }
         self.metrics.refusals.add(RefusalCode::Overloaded, lines);
         self.say(&Reply::Error {
             code: RefusalCode::Overloaded,
@@ -146,11 +154,12 @@ impl Outbox {
         self.inner().closing
     }
 
-    /// Whether everything was said and every numbered line is settled.
+    /// Whether everything was said and every numbered line is settled that will ever be.
     #[must_use]
     pub fn is_done(&self) -> bool {
         let inner = self.inner();
-        inner.open.is_empty() && inner.ack.is_none() && inner.written == inner.bytes.len()
+        let settled = inner.open.is_empty() || inner.hole == Some(inner.taken);
+        settled && inner.ack.is_none() && inner.written == inner.bytes.len()
     }
 
     /// Writes what the socket takes now. `false`: it takes no more, and something is left. A client that is gone is told
@@ -256,10 +265,23 @@ mod tests {
     #[test]
     fn after_a_fatal_reply_nothing_more_is_said() {
         let outbox = Outbox::new(Weak::new(), Arc::default());
-        outbox.overloaded(1, Some(4), true, NoRoom::Stopping);
+        outbox.overloaded(1, None, Some(4), true, NoRoom::Stopping);
         let length = outbox.inner().bytes.len();
         outbox.say(&Reply::Draining);
         assert_eq!(outbox.inner().bytes.len(), length);
         assert!(outbox.is_closing());
+    }
+
+    #[test]
+    fn who_waits_for_the_last_acks_does_not_wait_for_what_was_not_taken() {
+        let outbox = Outbox::new(Weak::new(), Arc::default());
+        let (first, second, third) = (outbox.open(1), outbox.open(2), outbox.open(3));
+        outbox.overloaded(1, Some(third), Some(3), true, NoRoom::Stopping);
+        outbox.overloaded(1, Some(second), Some(2), true, NoRoom::Stopping);
+        outbox.inner().bytes.clear();
+        assert!(!outbox.is_done(), "the first is on its way");
+        outbox.settle(first);
+        assert_eq!(outbox.inner().ack.take(), Some(1));
+        assert!(outbox.is_done());
     }
 }

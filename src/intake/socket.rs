@@ -151,8 +151,14 @@ impl ServerSocket {
     /// # Errors
     /// When the runtime cannot take it.
     pub fn into_listener(self) -> io::Result<(tokio::net::UnixListener, PathGuard)> {
-        let listener = tokio::net::UnixListener::from_std(self.listener)?;
-        Ok((listener, PathGuard { path: self.path, ours: self.ours }))
+        let (listener, path) = self.into_parts();
+        Ok((tokio::net::UnixListener::from_std(listener)?, path))
+    }
+
+    /// The listener, which does not block, and what removes the path when dropped.
+    #[must_use]
+    pub fn into_parts(self) -> (StdListener, PathGuard) {
+        (self.listener, PathGuard { path: self.path, ours: self.ours })
     }
 }
 

@@ -7,11 +7,13 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
@@ -41,15 +43,22 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Takes a stream over from the runtime.
+    /// A stream that was just accepted.
     ///
     /// # Errors
-    /// When the kernel does not let it be listened to.
-    pub fn new(stream: tokio::net::UnixStream) -> io::Result<Self> {
-        let peer_pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        let socket = Arc::new(stream.into_std()?);
-        let listening = Some(listen(&socket, Interest::READABLE)?);
-        Ok(Self { socket, listening, for_room: false, peer_pid })
+    /// When it cannot be told not to block.
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let peer_pid = getsockopt(&socket, sockopt::PeerCredentials).ok().map(|peer| peer.pid());
+        let mut stream = Self { socket: Arc::new(socket), listening: None, for_room: false, peer_pid };
+        stream.listen_for_room(false);
+        Ok(stream)
+    }
+
+    /// Whether the kernel tells of it.
+    #[must_use]
+    pub const fn is_listened_to(&self) -> bool {
+        self.listening.is_some()
     }
 
     /// For those who write to it now and then, as long as it is there.
@@ -67,7 +76,7 @@ impl Stream {
         // The kernel knows a socket once: the old registration goes first.
         self.listening = None;
         self.for_room = for_room;
-        match listen(&self.socket, interest) {
+        match listen(Arc::clone(&self.socket), interest) {
             Ok(listening) => self.listening = Some(listening),
             Err(error) => debug!(%error, "a connection cannot be listened to: it is looked at now and then"),
         }
@@ -148,10 +157,11 @@ async fn look_again() -> io::Result<()> {
 
 #[expect(
     deprecated,
-    reason = "the other constructor is unsafe, for types that close or change their descriptor; a shared `UnixStream` does neither"
+    reason = "the other constructor is unsafe, for types that close or change their descriptor; the sockets of the standard library \
+              do neither"
 )]
-fn listen(socket: &Arc<UnixStream>, interest: Interest) -> io::Result<AsyncFd<Arc<UnixStream>>> {
-    AsyncFd::with_interest(Arc::clone(socket), interest)
+pub(super) fn listen<T: AsRawFd>(socket: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(socket, interest)
 }
 
 #[cfg(test)]
@@ -164,8 +174,7 @@ mod tests {
 
     fn pair() -> (Stream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        (Stream::new(tokio::net::UnixStream::from_std(ours).unwrap()).unwrap(), theirs)
+        (Stream::new(ours).unwrap(), theirs)
     }
 
     #[tokio::test]
