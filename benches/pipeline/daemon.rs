@@ -53,7 +53,7 @@ impl Daemon {
         let config = format!(
             "[socket]\npath = '{}'\n[status]\nsocket = '{}'\n[store]\ndirectory = '{}'\ndurability = 'fsync'\n\
              [backup]\ndirectory = '{}'\n[session]\nbatch_size = {}\nsend_interval = '1s'\n\
-             [manager_api]\nurl = '{url}'\nsecret = 'benchmark'\nreport_time_unit = 'ms'\n\
+             [manager_api]\nurl = '{url}'\nsecret = 'benchmark'\nreport_time_unit = 'ms'\ntimeout = '2min'\n\
              [upload]\nconcurrency = {}\nbackoff_initial = '20ms'\nbackoff_max = '100ms'\n[log]\nlevel = 'warn'\n",
             path("events.sock"),
             path("status.sock"),
@@ -110,6 +110,20 @@ impl Daemon {
     fn cpu_micros(&self) -> f64 {
         let clock = nix::time::clock_getcpuclockid(self.pid()).unwrap();
         Duration::from(clock.now().unwrap()).as_secs_f64() * 1e6
+    }
+
+    /// Waits until it does next to nothing.
+    pub async fn at_rest(&self) {
+        const LOOK_EVERY: Duration = Duration::from_millis(100);
+        let mut before = self.cpu_micros();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = self.cpu_micros();
+            if (now - before) / (LOOK_EVERY.as_micros() as f64) < 0.01 {
+                return;
+            }
+            before = now;
+        }
     }
 
     fn pid(&self) -> nix::unistd::Pid {

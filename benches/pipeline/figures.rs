@@ -50,7 +50,7 @@ impl Figures {
 }
 
 /// Three significant digits, thousands apart.
-fn pretty(value: f64) -> String {
+pub fn pretty(value: f64) -> String {
     if value.abs() >= 1000.0 {
         let text = format!("{value:.0}");
         let mut grouped = String::new();
@@ -81,6 +81,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// The value in the middle of what was measured.
 pub fn middle<T>(measured: &[T], value: impl Fn(&T) -> f64) -> f64 {
     median(measured.iter().map(value).collect())
+}
+
+/// By how much the greatest is more than the least, in percent.
+pub fn spread(values: &[f64]) -> f64 {
+    let (least, most) = values.iter().fold((f64::MAX, 0.0_f64), |(least, most), &value| (least.min(value), most.max(value)));
+    (most / least - 1.0) * 100.0
 }
 
 /// The value below which a share of all lies, in milliseconds of nanoseconds.

@@ -49,10 +49,11 @@ fn send(client: Client, sink: SocketAddr, in_flight: usize, requests: u64) -> Li
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name(THREADS).enable_all().build().unwrap();
     let left = Arc::new(AtomicU64::new(requests));
+    // The daemon has its client, too, when it is measured.
+    let http = reqwest_client();
     let (cpu, started) = (cpu_of_threads(), Instant::now());
     let work: Vec<_> = match client {
         Client::Reqwest => {
-            let http = reqwest_client();
             (0..in_flight).map(|task| runtime.spawn(reqwest_alone(http.clone(), sink, body(task), Arc::clone(&left)))).collect()
         }
         Client::Hyper => (0..in_flight).map(|task| runtime.spawn(hyper_alone(sink, body(task), Arc::clone(&left)))).collect(),

@@ -33,15 +33,13 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, Setup, Usage};
-use figures::{Aim, Figures, median, middle, percentile};
+use figures::{Aim, Figures, median, middle, percentile, pretty, spread};
 use limits::{Client, Limit};
 use sink::{Books, Sink};
 use text::Clock;
 
 const SESSIONS: usize = 50;
 const CONCURRENCY: usize = 8;
-/// Messages at both ends of a drain that do not count where its fixed price is not asked for.
-const EDGE: u64 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(600);
 
 /// Lines that come at a fixed rate while they are delivered.
@@ -51,6 +49,8 @@ struct Live {
     latency: Duration,
     time: Duration,
     aims: [Aim; 7],
+    /// Whether what its parts cost alone is measured beside it.
+    alone: bool,
 }
 
 /// A host on an ordinary day: every message is alone on its way.
@@ -60,6 +60,7 @@ const LONE: Live = Live {
     latency: Duration::from_millis(5),
     time: Duration::from_secs(10),
     aims: [Aim::AtMost(0.8), Aim::AtMost(3.0), Aim::None, Aim::None, Aim::AtMost(120.0), Aim::AtMost(16_000.0), Aim::None],
+    alone: true,
 };
 
 const BUSY: Live = Live {
@@ -68,14 +69,16 @@ const BUSY: Live = Live {
     latency: Duration::ZERO,
     time: Duration::from_secs(5),
     aims: [Aim::None, Aim::None, Aim::None, Aim::AtMost(5.0), Aim::None, Aim::AtMost(6000.0), Aim::None],
+    alone: false,
 };
 
-/// Messages that a daemon has delivered before it is measured live.
+/// Messages that a daemon has delivered before it is measured, where it is one in use.
 const BEFORE: u64 = 50_000;
 
-/// Backlogs whose messages should cost the same, and how often a run drains each: the short ones are at the mercy of their
-/// moment.
-const BACKLOGS: [(u64, usize); 3] = [(10_000, 6), (100_000, 2), (1_000_000, 1)];
+/// Backlogs whose messages should cost the same, and the order of a round: the short ones, at the mercy of their moment, more
+/// often, and on both sides of the long one, for the machine may change its speed meanwhile.
+const BACKLOGS: [u64; 3] = [10_000, 100_000, 1_000_000];
+const ROUND: [usize; 9] = [0, 0, 0, 1, 2, 1, 0, 0, 0];
 
 /// One drain of a backlog.
 struct Drain {
@@ -84,6 +87,23 @@ struct Drain {
     written_bytes: f64,
     commits: f64,
     resident: f64,
+}
+
+impl Drain {
+    /// From what a daemon used for the messages `measured`; it is stopped, and all must have come well.
+    fn of(books: &Books, used: Usage, measured: u64, daemon: Daemon, messages: u64) -> Self {
+        let resident = daemon.resident().1;
+        daemon.stop();
+        check(books, messages);
+        let each = |value: f64| value / measured as f64;
+        Self {
+            rate: books.rate(),
+            cpu_micros: each(used.cpu_micros),
+            written_bytes: each(used.written_bytes),
+            commits: each(used.commits),
+            resident,
+        }
+    }
 }
 
 struct Program {
@@ -123,7 +143,6 @@ fn main() {
         }
         if wanted("live") || wanted("lone") {
             program.live(LONE).await;
-            program.lone_limits();
         }
         if wanted("live") || wanted("busy") {
             program.live(BUSY).await;
@@ -225,40 +244,47 @@ impl Program {
         figures.add("1 000 000 pending: RSS peak of the start", median(started), "MiB", Aim::AtMost(48.0));
     }
 
-    /// Fills a store while nobody can be reached, then lets a new daemon drain it; `edge` messages before and after do not
-    /// count.
-    async fn drain(&self, messages: u64, edge: u64, latency: Duration, fails_one_of: u64) -> Drain {
+    /// Fills a store while nobody can be reached, then lets a new daemon drain it.
+    async fn drain(&self, messages: u64, latency: Duration, fails_one_of: u64) -> Drain {
         let place = directory();
         let filling = Daemon::start(place.path(), Self::unreachable());
-        load::flood(&filling.socket(), SESSIONS, SESSIONS, messages + 2 * edge).await;
+        load::flood(&filling.socket(), SESSIONS, SESSIONS, messages).await;
         filling.stop();
-        self.sink.expect(SESSIONS, messages, edge, latency, fails_one_of);
+        self.sink.expect(SESSIONS, messages, latency, fails_one_of);
         let daemon = Daemon::start(place.path(), self.reachable());
-        if edge > 0 {
-            self.sink.at_edge().await;
-        }
         let (before, sent_before) = (daemon.usage(), self.sink.stored());
-        if edge > 0 {
-            self.sink.at_edge().await;
-        }
-        let in_the_middle = (daemon.usage() - before, self.sink.stored() - sent_before);
         let books = self.sink.complete(DEADLINE).await.expect("everything arrives");
-        let (used, measured) = if edge > 0 { in_the_middle } else { (daemon.usage() - before, messages - sent_before) };
-        let measured = measured as f64;
-        let resident = daemon.resident().1;
-        daemon.stop();
-        check(&books, messages + 2 * edge);
-        Drain {
-            rate: books.rate(),
-            cpu_micros: used.cpu_micros / measured,
-            written_bytes: used.written_bytes / measured,
-            commits: used.commits / measured,
-            resident,
-        }
+        let used = daemon.usage() - before;
+        Drain::of(&books, used, messages - sent_before, daemon, messages)
+    }
+
+    /// A daemon as it is in use: it has delivered before, and its log has the length that it keeps.
+    async fn in_use(&self) -> (tempfile::TempDir, Daemon) {
+        let place = directory();
+        let daemon = Daemon::start(place.path(), self.reachable());
+        self.sink.expect(SESSIONS, BEFORE, Duration::ZERO, 0);
+        load::flood(&daemon.socket(), SESSIONS, SESSIONS, BEFORE).await;
+        check(&self.sink.complete(DEADLINE).await.expect("everything arrives"), BEFORE);
+        (place, daemon)
+    }
+
+    /// What a daemon in use takes in while the API hangs, and delivers once it answers again.
+    async fn outage(&self, messages: u64) -> Drain {
+        let (_place, daemon) = self.in_use().await;
+        self.sink.expect(SESSIONS, messages, Duration::ZERO, 0);
+        self.sink.hold(true);
+        load::flood(&daemon.socket(), SESSIONS, SESSIONS, messages).await;
+        // What else it does with what it took in, it does when it has time: before the end of an outage it had.
+        daemon.at_rest().await;
+        let before = daemon.usage();
+        self.sink.hold(false);
+        let books = self.sink.complete(DEADLINE).await.expect("everything arrives");
+        let used = daemon.usage() - before;
+        Drain::of(&books, used, messages, daemon, messages)
     }
 
     fn limit(&self, client: Client, latency: Duration, requests: u64) -> Limit {
-        self.sink.expect(SESSIONS, u64::MAX, 0, latency, 0);
+        self.sink.expect(SESSIONS, u64::MAX, latency, 0);
         limits::measure(client, self.sink.address, CONCURRENCY, requests)
     }
 
@@ -275,7 +301,7 @@ impl Program {
             for _ in 0..self.runs {
                 rounds.push(Round {
                     reqwest: self.limit(Client::Reqwest, latency, messages),
-                    drain: self.drain(messages, 0, latency, 0).await,
+                    drain: self.drain(messages, latency, 0).await,
                     hyper: self.limit(Client::Hyper, latency, messages),
                 });
             }
@@ -301,19 +327,15 @@ impl Program {
         }
     }
 
-    /// At a fixed rate with delivery running: latencies, and what a message costs on its way. By a daemon that has been at
-    /// work before, as one in use has: its log has the length that it keeps.
+    /// At a fixed rate with delivery running: latencies, and what a message costs on its way. For lone ones, in turn, what
+    /// their request and their sync cost by themselves, at the same pace: no daemon can do with less.
     async fn live(&mut self, live: Live) {
-        let Live { name, a_second, latency, time, aims } = live;
+        let Live { name, a_second, latency, time, aims, alone } = live;
         let lines = a_second * time.as_secs() / SESSIONS as u64 * SESSIONS as u64;
-        let mut runs = Vec::new();
+        let (mut runs, mut requests_alone, mut syncs_alone) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.runs {
-            let place = directory();
-            let daemon = Daemon::start(place.path(), self.reachable());
-            self.sink.expect(SESSIONS, BEFORE, 0, Duration::ZERO, 0);
-            load::flood(&daemon.socket(), SESSIONS, SESSIONS, BEFORE).await;
-            check(&self.sink.complete(DEADLINE).await.expect("everything arrives"), BEFORE);
-            self.sink.expect(SESSIONS, lines, 0, latency, 0);
+            let (place, daemon) = self.in_use().await;
+            self.sink.expect(SESSIONS, lines, latency, 0);
             let before = daemon.usage();
             let mut acks = load::paced(&daemon.socket(), self.clock, SESSIONS, a_second, time).await;
             let mut books = self.sink.complete(DEADLINE).await.expect("everything arrives");
@@ -330,6 +352,11 @@ impl Program {
                 each(used.written_bytes),
                 each(used.commits),
             ]);
+            if alone {
+                self.sink.expect(SESSIONS, u64::MAX, latency, 0);
+                requests_alone.push(limits::lone_request(self.sink.address, a_second, lines));
+                syncs_alone.push(limits::lone_sync(place.path(), a_second, lines));
+            }
         }
         let told = [
             ("write to arrival, p50", "ms"),
@@ -341,65 +368,49 @@ impl Program {
             ("syncs a message", ""),
         ];
         for (at, ((what, unit), aim)) in told.into_iter().zip(aims).enumerate() {
-            let middle = median(runs.iter().map(|run| run[at]).collect());
-            self.figures.add(format!("{name}: {what}"), middle, unit, aim);
+            self.figures.add(format!("{name}: {what}"), middle(&runs, |run| run[at]), unit, aim);
+        }
+        if alone {
+            self.figures.add(format!("{name}: CPU of reqwest alone"), median(requests_alone), "µs", Aim::None);
+            self.figures.add(
+                format!("{name}: CPU of a write of 3 pages and its sync alone"),
+                median(syncs_alone),
+                "µs",
+                Aim::None,
+            );
         }
     }
 
-    /// What the request and the sync of a lone message cost by themselves, at the same pace: no daemon can do with less.
-    fn lone_limits(&mut self) {
-        let (a_second, requests) = (LONE.a_second, LONE.a_second * LONE.time.as_secs());
-        let place = directory();
-        self.sink.expect(SESSIONS, u64::MAX, 0, LONE.latency, 0);
-        let mut costs = (Vec::new(), Vec::new());
-        for _ in 0..self.runs {
-            costs.0.push(limits::lone_request(self.sink.address, a_second, requests));
-            costs.1.push(limits::lone_sync(place.path(), a_second, requests));
-        }
-        let name = LONE.name;
-        self.figures.add(format!("{name}: CPU of reqwest alone"), median(costs.0), "µs", Aim::None);
-        self.figures.add(format!("{name}: CPU of a write of 3 pages and its sync alone"), median(costs.1), "µs", Aim::None);
-    }
-
-    /// Whether the cost of a message grows with the backlog: of whole drains, whose beginning and end have a price of their
-    /// own whatever lies between, and of messages in the middle.
+    /// Whether the cost of a message grows with the backlog that an outage leaves behind.
     async fn flat(&mut self) {
-        self.flatness("", 0).await;
-        self.flatness("middle of a ", EDGE).await;
-    }
-
-    async fn flatness(&mut self, of: &str, edge: u64) {
         let mut drains: [Vec<Drain>; BACKLOGS.len()] = Default::default();
+        let mut at_a_start = Vec::new();
         for _ in 0..self.runs {
-            for ((messages, times), drains) in BACKLOGS.into_iter().zip(&mut drains) {
-                for _ in 0..times {
-                    drains.push(self.drain(messages, edge, Duration::ZERO, 0).await);
+            for backlog in ROUND {
+                drains[backlog].push(self.outage(BACKLOGS[backlog]).await);
+                if backlog == 0 {
+                    at_a_start.push(self.drain(BACKLOGS[0], Duration::ZERO, 0).await);
                 }
             }
         }
-        let (mut rates, mut costs) = (Vec::new(), Vec::new());
-        for ((messages, _), drains) in BACKLOGS.into_iter().zip(&drains) {
-            let name = format!("{of}backlog of {messages}");
+        let mut add = |name: &str, drains: &[Drain]| {
             let (rate, cpu) = (middle(drains, |drain| drain.rate), middle(drains, |drain| drain.cpu_micros));
+            let resident = middle(drains, |drain| drain.resident);
             self.figures.add(format!("{name}: delivered"), rate, "messages/s", Aim::None);
             self.figures.add(format!("{name}: CPU a message"), cpu, "µs", Aim::None);
-            let resident = middle(drains, |drain| drain.resident);
             self.figures.add(format!("{name}: RSS peak"), resident, "MiB", Aim::AtMost(48.0));
-            rates.push(rate);
-            costs.push(cpu);
-        }
-        let spread = |values: &[f64]| {
-            let (least, most) =
-                values.iter().fold((f64::MAX, 0.0_f64), |(least, most), &value| (least.min(value), most.max(value)));
-            (most / least - 1.0) * 100.0
+            (rate, cpu)
         };
-        self.figures.add(format!("{of}backlog, flat: delivered, spread"), spread(&rates), "%", Aim::AtMost(10.0));
-        self.figures.add(format!("{of}backlog, flat: CPU, spread"), spread(&costs), "%", Aim::AtMost(10.0));
+        let names = BACKLOGS.map(|messages| format!("backlog of {} after an outage", pretty(messages as f64)));
+        let (rates, costs): (Vec<f64>, Vec<f64>) = names.iter().zip(&drains).map(|(name, drains)| add(name, drains)).unzip();
+        add("backlog of 10 000 found at a start", &at_a_start);
+        self.figures.add("backlogs after an outage: delivered, spread", spread(&rates), "%", Aim::AtMost(10.0));
+        self.figures.add("backlogs after an outage: CPU, spread", spread(&costs), "%", Aim::AtMost(10.0));
     }
 
     /// An API that fails every 50th report: everything still arrives once and in order.
     async fn errors(&mut self) {
-        let drain = self.drain(20_000, 0, Duration::ZERO, 50).await;
+        let drain = self.drain(20_000, Duration::ZERO, 50).await;
         self.figures.add("delivery, 2 % errors, API 0 ms", drain.rate, "messages/s", Aim::None);
     }
 
@@ -410,13 +421,13 @@ impl Program {
         let mut ratios = Vec::new();
         for _ in 0..3 {
             let limit = self.limit(Client::Reqwest, Duration::ZERO, messages);
-            let drain = self.drain(messages, 0, Duration::ZERO, 0).await;
+            let drain = self.drain(messages, Duration::ZERO, 0).await;
             ratios.push(drain.rate / limit.rate);
         }
         let ratio = ratios.iter().copied().fold(0.0, f64::max);
         let latency = Duration::from_millis(5);
         let limit = self.limit(Client::Reqwest, latency, 1_000);
-        let slow = self.drain(1_000, 0, latency, 0).await.rate / limit.rate;
+        let slow = self.drain(1_000, latency, 0).await.rate / limit.rate;
         self.figures.add("guard: share of reqwest, API 0 ms", ratio, "", Aim::AtLeast(0.65 / 2.0));
         self.figures.add("guard: share of reqwest, API 5 ms", slow, "", Aim::AtLeast(0.95 / 2.0));
         println!("({:?})", started.elapsed());

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::text::{Clock, mark};
 
@@ -29,8 +29,6 @@ pub struct Books {
     latency: Duration,
     /// One report of so many fails; 0: none.
     fails_one_of: u64,
-    /// Messages at the beginning, and as many at the end, that do not count.
-    edge: u64,
     requests: u64,
     /// Messages stored.
     pub stored: u64,
@@ -40,7 +38,7 @@ pub struct Books {
     pub repeated: u64,
     /// From the write on the socket to the arrival here, in nanoseconds.
     pub latencies: Vec<u64>,
-    /// Moments of the first and the last stored message that count.
+    /// Moments of the first and the last stored message.
     pub first: u64,
     pub last: u64,
 }
@@ -53,14 +51,16 @@ pub struct Sink {
 
 struct Shared {
     books: Mutex<Books>,
-    edge: Notify,
     complete: Notify,
     clock: Clock,
+    /// Whether reports wait before they are looked at: an API that hangs.
+    held: watch::Sender<bool>,
 }
 
 impl Sink {
     pub fn start(clock: Clock) -> Self {
-        let shared = Arc::new(Shared { books: Mutex::default(), edge: Notify::new(), complete: Notify::new(), clock });
+        let shared =
+            Arc::new(Shared { books: Mutex::default(), complete: Notify::new(), clock, held: watch::Sender::new(false) });
         let (tell, told) = std::sync::mpsc::channel();
         let serving = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -85,16 +85,15 @@ impl Sink {
         Self { address: told.recv().unwrap(), shared }
     }
 
-    /// Starts new books: so many messages, and so many before and after them that do not count.
-    pub fn expect(&self, sessions: usize, messages: u64, edge: u64, latency: Duration, fails_one_of: u64) {
-        let expected = messages.saturating_add(2 * edge);
+    /// Starts new books: so many messages.
+    pub fn expect(&self, sessions: usize, messages: u64, latency: Duration, fails_one_of: u64) {
         *self.shared.books.lock().unwrap() =
-            Books { next: vec![0; sessions], expected, edge, latency, fails_one_of, ..Books::default() };
+            Books { next: vec![0; sessions], expected: messages, latency, fails_one_of, ..Books::default() };
     }
 
-    /// Waits until those before are there; the next time, until those that count are.
-    pub async fn at_edge(&self) {
-        self.shared.edge.notified().await;
+    /// From now on reports wait, or go on.
+    pub fn hold(&self, held: bool) {
+        self.shared.held.send_replace(held);
     }
 
     /// Waits for everything expected, and a little longer for what should not come; `None`: too late.
@@ -124,32 +123,29 @@ impl Books {
         self.skipped += mark.number - *next;
         *next = mark.number + 1;
         self.stored += 1;
-        if self.stored == self.edge.max(1) {
+        if self.stored == 1 {
             self.first = now;
         }
-        if self.counts() {
-            self.last = now;
-        }
+        self.last = now;
         if mark.nanos > 0 {
             self.latencies.push(now - mark.nanos);
         }
         STORED
     }
 
-    /// Messages a second between the first that counts and the last.
+    /// Messages a second between the first and the last.
     pub fn rate(&self) -> f64 {
-        (self.stored - self.edge - self.edge.max(1)) as f64 / ((self.last - self.first) as f64 / 1e9)
-    }
-
-    fn counts(&self) -> bool {
-        self.stored <= self.expected.saturating_sub(self.edge)
+        (self.stored - 1) as f64 / ((self.last - self.first) as f64 / 1e9)
     }
 }
 
 async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     let mut buffer = bytes::BytesMut::with_capacity(16 * 1024);
+    let mut held = shared.held.subscribe();
     loop {
         while let Some((head, length)) = request(&buffer) {
+            // Cheap when nobody holds: a look at a flag.
+            let _ = held.wait_for(|held| !held).await;
             let answer = if buffer.starts_with(b"POST /limit/") {
                 let _books = shared.books.lock().unwrap();
                 black_box((mark(&buffer[head..head + length]), shared.clock.nanos()));
@@ -157,9 +153,6 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             } else if buffer.starts_with(b"POST ") {
                 let mut books = shared.books.lock().unwrap();
                 let answer = books.receive(&buffer[head..head + length], shared.clock.nanos());
-                if books.edge > 0 && [books.edge, books.expected.saturating_sub(books.edge)].contains(&books.stored) {
-                    shared.edge.notify_one();
-                }
                 if books.stored == books.expected {
                     books.expected = u64::MAX;
                     shared.complete.notify_one();
