@@ -147,6 +147,61 @@ fn full_disk_then_space() {
     assert_eq!(api.rows("s").len(), said, "each once");
 }
 
+/// What stands in memory alone is no better kept for having been asked about.
+#[test]
+fn who_comes_back_while_disk_and_api_are_away_is_told_to_keep_what_no_ack_was_for() {
+    let Some(disk) = SmallDisk::mount("4m") else { return };
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
+    let mut daemon = daemon.start();
+    let mut oracle = Oracle::new(&daemon);
+    let mut producer = delivered_before(&daemon);
+    api.stop();
+    disk.fill();
+    speak_until_it_fails(&daemon, &mut producer, "full");
+    let acked = producer.acked();
+    assert!(acked < producer.said().len() as u64);
+    producer.connect(&daemon);
+    assert_eq!(producer.acked(), acked, "`ready` tells of no more than the acks did");
+    producer.say(1, "said after coming back");
+    always(Duration::from_millis(700), "no ack for what stands in memory alone", || producer.acked() == acked);
+    daemon.kill9();
+    disk.free();
+    api.start_again();
+    // The cursor of what was delivered last may have found the disk full.
+    oracle.allow_duplicates(2);
+    daemon.start();
+    producer.come_back(&daemon);
+    producer.wait_until_acked();
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
+}
+
+/// An ack does not say of which stream it is.
+#[test]
+fn an_ack_that_comes_late_is_none_for_the_stream_that_began_meanwhile() {
+    let Some(disk) = SmallDisk::mount("4m") else { return };
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper()).start();
+    let mut producer = delivered_before(&daemon);
+    api.stop();
+    disk.fill();
+    speak_until_it_fails(&daemon, &mut producer, "full");
+    let mut agent = Agent::connect(&daemon);
+    assert_eq!(agent.bind_stream(MAC, "left", "left"), 0);
+    let line = |seq: u64| json!({ "type": "message", "chat_type": 1, "content": format!("{seq} of it"), "seq": seq });
+    (1..=40).for_each(|seq| agent.line(&line(seq)));
+    agent.line(&json!({ "type": "session_start", "mac_address": MAC, "session_id": "next", "stream": "next" }));
+    soon("the next stream begins, whatever the disk does", || {
+        agent.replies().iter().filter(|reply| reply["type"] == "ready").count() == 2
+    });
+    api.start_again();
+    soon("what was said before is delivered", || daemon.metric("pending") == 0);
+    agent.line(&line(1));
+    agent.wait_for_ack(1);
+    assert_eq!(agent.acked(), 1, "{:?}", agent.replies());
+}
+
 #[test]
 fn a_sync_that_fails_for_a_while_delays_nothing_but_acks() {
     if !disk::strace_works() {

@@ -458,6 +458,16 @@ fn no_ack_reaches_over_a_line_that_is_not_durable() {
 }
 
 #[test]
+fn an_ack_names_the_highest_line_though_a_lower_one_was_said_again_behind_it() {
+    let daemon = Daemon::builder().start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind_stream(MAC, "s", "stream");
+    let line = |seq: u64| format!("{{\"type\":\"message\",\"chat_type\":1,\"content\":\"x\",\"seq\":{seq}}}\n");
+    agent.raw([line(10), line(3)].concat().as_bytes());
+    agent.wait_for_ack(10);
+}
+
+#[test]
 fn a_stream_belongs_to_one_session() {
     let (_api, daemon, _) = ground();
     // A connection of its own: on that of the ground a `ready` is there already, and would be taken for this one.

@@ -46,6 +46,9 @@ const LINGER: Duration = Duration::from_secs(30);
 /// How long one that was told a fatal error may: it wants to come back, and what is not acked by then it sends again.
 const LINGER_AFTER_FATAL: Duration = Duration::from_secs(1);
 
+/// How long a stream that is left for another may wait for its last acks.
+const LINGER_ON_A_STREAM: Duration = Duration::from_secs(1);
+
 /// What every connection works with.
 #[derive(Clone)]
 pub struct Surroundings {
@@ -299,7 +302,8 @@ impl Connection {
             self.hand_over().await;
         }
         let gathered = self.gathered.get_or_insert_with(|| Gathered { identity, entries: Vec::new(), last_seq: None });
-        gathered.last_seq = entry.seq.or(gathered.last_seq);
+        // A line that is said again may stand behind higher ones.
+        gathered.last_seq = entry.seq.max(gathered.last_seq);
         gathered.entries.push(entry);
     }
 
@@ -402,9 +406,31 @@ impl Connection {
             self.leave_session().await;
         }
         self.named = None;
+        if self.bound.as_ref().and_then(|bound| bound.stream.as_ref()) != stream.as_ref() {
+            self.settle_the_stream_before().await;
+        }
         self.bound = Some(Bound { identity, session, stream, ack });
         self.outbox.say(&Reply::Ready { last_seq, max_line_bytes: self.max_line_bytes });
         self.settle_control(seq, Event::Nothing).await
+    }
+
+    /// An ack does not say of which stream it is: those of the stream before come before the `ready` of the next.
+    async fn settle_the_stream_before(&mut self) {
+        let outbox = Arc::clone(&self.outbox);
+        let settled = async {
+            while !outbox.is_settled() {
+                outbox.changed().await;
+            }
+        };
+        outbox.watch(true);
+        tokio::select! {
+            () = settled => {}
+            () = self.around.cut_off.cancelled() => {}
+            // It must not be held up by what a failing disk holds up: who needs those acks binds the stream again.
+            () = tokio::time::sleep(LINGER_ON_A_STREAM) => {}
+        }
+        outbox.watch(false);
+        outbox.change_stream();
     }
 
     /// A flush covers the lines before it and holds up none after it: its answer is waited for beside the connection.
@@ -440,7 +466,7 @@ impl Connection {
         let began = Instant::now();
         self.flushes.close();
         let outbox = Arc::clone(&self.outbox);
-        outbox.end();
+        outbox.watch(true);
         loop {
             let written = outbox.write_to(&self.stream);
             self.stream.listen_for_room(!written);

@@ -45,8 +45,8 @@ struct Inner {
     closing: bool,
     /// The client will never hear anything again; it may have said much that is still to be read.
     deaf: bool,
-    /// Nothing more is read: the connection waits for the last line to be settled.
-    ending: bool,
+    /// The connection waits for lines to be settled.
+    watched: bool,
 }
 
 /// The place of a numbered line in the order of its connection.
@@ -91,13 +91,14 @@ impl Outbox {
     /// The line is settled; it is acked as soon as all earlier ones are, too.
     pub fn settle(&self, ticket: Ticket) {
         let mut inner = self.inner();
-        let place = usize::try_from(ticket.0 - inner.taken).unwrap_or(usize::MAX);
-        if let Some(line) = inner.open.get_mut(place) {
+        // It may be one of a stream that this connection has left.
+        let place = ticket.0.checked_sub(inner.taken).and_then(|place| usize::try_from(place).ok());
+        if let Some(line) = place.and_then(|place| inner.open.get_mut(place)) {
             line.1 = true;
         }
         if inner.ack_what_is_settled() {
             let said = self.socket.upgrade().is_some_and(|socket| inner.write(|bytes| (&*socket).write(bytes)));
-            let is_heard_of = said && !inner.ending;
+            let is_heard_of = said && !inner.watched;
             drop(inner);
             if !is_heard_of {
                 self.changed.notify_one();
@@ -109,7 +110,7 @@ impl Outbox {
     pub fn settled(&self, seq: u64) {
         let mut inner = self.inner();
         match inner.open.back_mut() {
-            Some(last) if last.1 => last.0 = seq,
+            Some(last) if last.1 => last.0 = seq.max(last.0),
             _ => inner.open.push_back((seq, true)),
         }
         let acked = inner.ack_what_is_settled();
@@ -119,16 +120,30 @@ impl Outbox {
         }
     }
 
-    /// Nothing more is read: from now on [`Self::changed`] tells of every settled line, also when it is acked already.
-    pub fn end(&self) {
-        self.inner().ending = true;
+    /// Whether [`Self::changed`] tells of every settled line, also when it is acked already.
+    pub fn watch(&self, watched: bool) {
+        self.inner().watched = watched;
+    }
+
+    /// The numbers that follow are those of another stream, and an ack does not say whose: what is settled is acked before
+    /// anything else is said, what is still open never.
+    pub fn change_stream(&self) {
+        let mut inner = self.inner();
+        inner.taken += inner.open.len() as u64;
+        inner.open.clear();
+        inner.hole = None;
+        if let Some(seq) = inner.ack.take() {
+            Reply::Ack { seq }.encode(&mut inner.bytes);
+        }
     }
 
     /// Lines were not taken, and keep the place they had. On a stream that is fatal, for a stream must not have a hole.
     pub fn overloaded(&self, lines: u64, ticket: Option<Ticket>, seq: Option<u64>, fatal: bool, why: NoRoom) {
         if let Some(Ticket(place)) = ticket {
             let mut inner = self.inner();
-            inner.hole = Some(inner.hole.map_or(place, |hole| hole.min(place)));
+            if place >= inner.taken {
+                inner.hole = Some(inner.hole.map_or(place, |hole| hole.min(place)));
+            }
             drop(inner);
             self.changed.notify_one();
         }
@@ -158,8 +173,13 @@ impl Outbox {
     #[must_use]
     pub fn is_done(&self) -> bool {
         let inner = self.inner();
-        let settled = inner.open.is_empty() || inner.hole == Some(inner.taken);
-        settled && inner.ack.is_none() && inner.written == inner.bytes.len()
+        inner.is_settled() && inner.ack.is_none() && inner.written == inner.bytes.len()
+    }
+
+    /// Whether every numbered line is settled that will ever be.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.inner().is_settled()
     }
 
     /// Writes what the socket takes now. `false`: it takes no more, and something is left. A client that is gone is told
@@ -170,6 +190,10 @@ impl Outbox {
 }
 
 impl Inner {
+    fn is_settled(&self) -> bool {
+        self.open.is_empty() || self.hole == Some(self.taken)
+    }
+
     /// Acks the settled lines before the first open one. `false`: there are none.
     fn ack_what_is_settled(&mut self) -> bool {
         let mut acked = None;
@@ -246,6 +270,21 @@ mod tests {
         assert_eq!(acked(&outbox), Some(999));
         outbox.settle(later);
         assert_eq!(acked(&outbox), Some(1_000));
+    }
+
+    #[test]
+    fn lines_of_a_stream_that_was_left_are_acked_before_the_next_one_begins_or_never() {
+        let outbox = Outbox::new(Weak::new(), Arc::default());
+        let (first, second) = (outbox.open(1), outbox.open(2));
+        outbox.settle(first);
+        outbox.change_stream();
+        outbox.say(&Reply::Pong { id: None });
+        let of_the_next = outbox.open(1);
+        outbox.settle(second);
+        assert_eq!(acked(&outbox), None, "nobody could tell whose it is");
+        assert!(outbox.inner().bytes.starts_with(b"{\"type\":\"ack\",\"seq\":1}\n{\"type\":\"pong\""));
+        outbox.settle(of_the_next);
+        assert_eq!(acked(&outbox), Some(1));
     }
 
     #[test]

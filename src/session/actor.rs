@@ -13,7 +13,9 @@ use super::registry::Context;
 use crate::clock::wall_clock;
 use crate::observe::{Conversation, Skip};
 use crate::protocol::{LiveKitEvent, Message, SessionEnd, SessionIdentity, SessionStart, UnixMillis};
-use crate::store::{BindError, Lifecycle, NoRoom, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, StoreError};
+use crate::store::{
+    BindError, Lifecycle, NoRoom, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, StoreError, StreamStand,
+};
 
 /// One line's effect on its session.
 #[derive(Debug)]
@@ -253,13 +255,13 @@ impl Actor {
             BindRefused::Unavailable
         };
         let memory = self.memory().await.map_err(|error| unavailable(&error))?;
-        let mut last_seq = 0;
+        let mut stand = StreamStand::default();
         if let Some(stream) = &start.stream {
-            last_seq = store.bind_stream(&memory.handle, stream, recorded).await.map_err(|error| match error {
+            stand = store.bind_stream(&memory.handle, stream, recorded).await.map_err(|error| match error {
                 BindError::Taken(_) => BindRefused::Taken,
                 BindError::Store(error) => unavailable(&error),
             })?;
-            memory.bind(stream, last_seq);
+            memory.bind(stream, stand.taken);
         }
         memory.ended = false;
         let write = SessionWrite {
@@ -274,7 +276,8 @@ impl Actor {
             on_settled: None,
         };
         store.append(write).await;
-        Ok(last_seq)
+        // Not what stands in memory alone: the producer must keep that.
+        Ok(stand.settled)
     }
 
     /// Answers when all earlier writes are settled: by an empty write that follows them through the store's queue.
@@ -330,7 +333,7 @@ impl Actor {
             && !memory.is_bound(stream)
         {
             match context.store.bind_stream(&memory.handle, stream, recorded).await {
-                Ok(last_seq) => memory.bind(stream, last_seq),
+                Ok(stand) => memory.bind(stream, stand.taken),
                 Err(error) => {
                     if let BindError::Store(error) = &error {
                         context.tell_unopened(&identity, error);

@@ -114,9 +114,9 @@ impl Memory {
     }
 
     /// Remembers a stream. What is known here may already be ahead of the store.
-    pub(super) fn bind(&mut self, stream: &str, last_seq: u64) {
-        let known = self.streams.entry(Arc::from(stream)).or_insert(last_seq);
-        *known = (*known).max(last_seq);
+    pub(super) fn bind(&mut self, stream: &str, taken: u64) {
+        let known = self.streams.entry(Arc::from(stream)).or_insert(taken);
+        *known = (*known).max(taken);
     }
 
     /// Puts one line's effect into the draft.

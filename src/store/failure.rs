@@ -21,7 +21,7 @@ use super::rows;
 use super::sessions;
 use super::shared::Shared;
 use super::shelf::{Shelved, ShelvedWrite, row_after};
-use super::types::{NoRoom, OpenedSession, Settled};
+use super::types::{NoRoom, OpenedSession, Settled, StreamStand};
 use super::writer::{Mode, NextIds, Writer, wall_clock};
 use crate::observe::{self, Mention, Throttle};
 use crate::protocol::{SessionIdentity, UnixMillis};
@@ -240,15 +240,16 @@ impl Writer {
                     let known = self.shared.shelf().stream(&stream);
                     let stored = self.shared.readers.run(|connection| rows::stream(connection, &stream));
                     let bound = stored.map_err(BindError::Store).and_then(|stored| {
+                        let stored = stored.map(|(owner, seq)| (owner, StreamStand::durable(seq)));
                         let known = match (stored, known) {
-                            (Some(stored), Some(known)) => Some((stored.0, stored.1.max(known.1))),
+                            (Some(stored), Some(known)) => Some((stored.0, stored.1.with(known.1))),
                             (stored, known) => stored.or(known),
                         };
                         Ok(group::bind(&session, known)?)
                     });
-                    let bound = bound.and_then(|seq| {
+                    let bound = bound.and_then(|stand| {
                         self.put(Shelved::Stream { handle: session, stream, now }).map_err(|_| StoreError::Overloaded)?;
-                        Ok(seq)
+                        Ok(stand)
                     });
                     drop(reply.send(bound));
                 }

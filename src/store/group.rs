@@ -13,8 +13,8 @@ use super::sessions;
 use super::shared::Shared;
 use super::shelf::row_after;
 use super::types::{
-    BacklogSession, Disposition, Lifecycle, NewMessage, NoRoom, OpenedSession, PendingMessage, RowId, SessionWrite, Settled,
-    StreamTaken,
+    BacklogSession, Disposition, Lifecycle, NewMessage, NoRoom, OpenedSession, PendingMessage, RowId, SessionKey, SessionWrite,
+    Settled, StreamStand, StreamTaken,
 };
 use super::writer::{Coalesced, NextIds, wall_clock};
 use crate::observe::Skip;
@@ -33,7 +33,7 @@ pub(super) enum Answer {
     None,
     Refused(NoRoom),
     Opened(Result<OpenedSession, StoreError>),
-    Bound(Result<u64, BindError>),
+    Bound(Result<StreamStand, BindError>),
     Adopted(Result<Vec<BacklogSession>, StoreError>),
 }
 
@@ -118,10 +118,10 @@ fn apply(
             item.answer = Answer::Opened(Ok(opened));
         }
         Job::Bind { session, stream, now, .. } => {
-            let known = applier.stream(stream)?;
+            let known = applier.stream(stream)?.map(|(owner, seq)| (owner, StreamStand::durable(seq)));
             let bound = bind(session, known);
-            if bound.is_ok() {
-                applier.touch_stream(stream, session.key, known.map_or(0, |(_, seq)| seq), *now);
+            if let Ok(stand) = bound {
+                applier.touch_stream(stream, session.key, stand.taken, *now);
             }
             item.answer = Answer::Bound(bound.map_err(BindError::Taken));
         }
@@ -135,12 +135,12 @@ fn apply(
     Ok(weight as u64)
 }
 
-/// The highest line of a stream, when it is free or the session's.
-pub(super) fn bind(session: &Arc<SessionHandle>, known: Option<(super::types::SessionKey, u64)>) -> Result<u64, StreamTaken> {
+/// How far a stream is known, when it is free or the session's.
+pub(super) fn bind(session: &Arc<SessionHandle>, known: Option<(SessionKey, StreamStand)>) -> Result<StreamStand, StreamTaken> {
     match known {
         Some((owner, _)) if owner != session.key => Err(StreamTaken),
-        Some((_, seq)) => Ok(seq),
-        None => Ok(0),
+        Some((_, stand)) => Ok(stand),
+        None => Ok(StreamStand::default()),
     }
 }
 

@@ -18,7 +18,7 @@ use super::record::{SessionSnapshot, TranscriptMessage};
 use super::session_handle::SessionHandle;
 use super::shared::Shared;
 use super::types::{
-    BacklogSession, Cursor, OpenedSession, PendingMessage, Rejection, RowId, SessionKey, SessionWrite, WaitingDevice,
+    BacklogSession, Cursor, OpenedSession, PendingMessage, Rejection, RowId, SessionKey, SessionWrite, StreamStand, WaitingDevice,
 };
 use super::writer::Writer;
 use super::{reads, record, rows, start};
@@ -102,14 +102,19 @@ impl Store {
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Binds a stream to a session and answers its highest durable line, 0 for a new stream.
+    /// Binds a stream to a session and answers how far its lines are known.
     ///
     /// # Errors
     /// When the stream belongs to another session, or the store cannot say.
     ///
     /// # Cancel safety
     /// The stream may have been bound.
-    pub async fn bind_stream(&self, session: &Arc<SessionHandle>, stream: &str, now: UnixMillis) -> Result<u64, BindError> {
+    pub async fn bind_stream(
+        &self,
+        session: &Arc<SessionHandle>,
+        stream: &str,
+        now: UnixMillis,
+    ) -> Result<StreamStand, BindError> {
         let (reply, answer) = oneshot::channel();
         let session = Arc::clone(session);
         self.shared().inbox.push(Job::Bind { session, stream: stream.into(), now, reply }).await;

@@ -16,7 +16,8 @@ use super::changes::Change;
 use super::error::{BindError, StoreError};
 use super::session_handle::SessionHandle;
 use super::types::{
-    BacklogSession, Cursor, NoRoom, OpenedSession, Rejection, RowId, SessionKey, SessionWrite, Settled, WaitingDevice,
+    BacklogSession, Cursor, NoRoom, OpenedSession, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamStand,
+    WaitingDevice,
 };
 use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
 
@@ -43,7 +44,7 @@ pub(super) enum Job {
         session: Arc<SessionHandle>,
         stream: Arc<str>,
         now: UnixMillis,
-        reply: oneshot::Sender<Result<u64, BindError>>,
+        reply: oneshot::Sender<Result<StreamStand, BindError>>,
     },
     Agent {
         session: Arc<SessionHandle>,

@@ -61,7 +61,8 @@ pub use record::{HeldTranscriptRecord, MessageState, RejectedRow, SessionSnapsho
 pub use session_handle::SessionHandle;
 pub use types::{
     Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, NewMessage, NoRoom, OnSettled, OpenedSession,
-    PendingMessage, RejectReason, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamTaken, WaitingDevice, WriterEpoch,
+    PendingMessage, RejectReason, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamStand, StreamTaken, WaitingDevice,
+    WriterEpoch,
 };
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::apply::{Applier, rows_of};
 use super::session_handle::SessionHandle;
 use super::types::{
-    Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, PendingMessage, RowId, SessionKey, SessionWrite,
+    Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, PendingMessage, RowId, SessionKey, SessionWrite, StreamStand,
 };
 use crate::protocol::{SessionIdentity, UnixMillis};
 
@@ -245,17 +245,19 @@ impl Shelf {
         })
     }
 
-    /// Owner and highest line of a stream, as far as the shelf knows.
-    pub(super) fn stream(&self, name: &str) -> Option<(SessionKey, u64)> {
+    /// Owner and lines of a stream, as far as the shelf knows. Writes of a session are settled in order, so no line before a
+    /// settled one is open.
+    pub(super) fn stream(&self, name: &str) -> Option<(SessionKey, StreamStand)> {
         let mentions = self.items.iter().filter_map(|item| match item {
-            Shelved::Stream { handle, stream, .. } if &**stream == name => Some((handle.key, 0)),
+            Shelved::Stream { handle, stream, .. } if &**stream == name => Some((handle.key, StreamStand::default())),
             Shelved::Write(shelved) => {
                 let (stream, seq) = shelved.write.stream.as_ref()?;
-                (&**stream == name).then_some((shelved.write.session.key, *seq))
+                let stand = StreamStand { settled: if shelved.settled { *seq } else { 0 }, taken: *seq };
+                (&**stream == name).then_some((shelved.write.session.key, stand))
             }
             _ => None,
         });
-        mentions.reduce(|first, next| (first.0, first.1.max(next.1)))
+        mentions.reduce(|first, next| (first.0, first.1.with(next.1)))
     }
 
     /// What the shelf adds to the database's knowledge of a session.

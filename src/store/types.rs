@@ -28,6 +28,27 @@ pub struct Cursor {
     pub last_report: UnixMillis,
 }
 
+/// How far the lines of a stream are known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StreamStand {
+    /// The highest line that is settled, as all before it: its producer may forget it.
+    pub settled: u64,
+    /// The highest line that was taken in: said again, it is a duplicate.
+    pub taken: u64,
+}
+
+impl StreamStand {
+    /// Of a stream whose lines are all durable.
+    pub(super) const fn durable(seq: u64) -> Self {
+        Self { settled: seq, taken: seq }
+    }
+
+    /// What two places know together.
+    pub(super) fn with(self, other: Self) -> Self {
+        Self { settled: self.settled.max(other.settled), taken: self.taken.max(other.taken) }
+    }
+}
+
 /// A message to be appended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewMessage {

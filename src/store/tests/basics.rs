@@ -102,18 +102,18 @@ async fn a_stream_belongs_to_one_session_and_only_rises() {
     let lab = Lab::open(&settings);
     let session = lab.session("a").await.handle;
     let other = lab.session("b").await.handle;
-    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), 0);
+    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), StreamStand::durable(0));
     for seq in [3, 41] {
         let write = SessionWrite { stream: Some(("s".into(), seq)), ..write_of(&session, &["x"]) };
         lab.write(write).await;
     }
     assert!(matches!(lab.store.bind_stream(&other, "s", NOW).await, Err(BindError::Taken(_))));
-    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), 41);
+    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), StreamStand::durable(41));
     lab.store.clone().close().await;
     drop((session, other, lab));
     let lab = Lab::open(&settings);
     let session = lab.session("a").await.handle;
-    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), 41);
+    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), StreamStand::durable(41));
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn a_store_of_version_1_opens_with_everything_in_it() {
         ("pending", MessageState::Pending),
     ];
     assert_eq!(states, expected);
-    assert_eq!(lab.store.bind_stream(&opened.handle, "stream", NOW).await.unwrap(), 41);
+    assert_eq!(lab.store.bind_stream(&opened.handle, "stream", NOW).await.unwrap(), StreamStand::durable(41));
     assert_eq!(lab.write(write_of(&opened.handle, &["new"])).await, Settled::Durable);
     assert_eq!(lab.contents(&opened.handle).await, ["kept", "pending", "new"]);
 }

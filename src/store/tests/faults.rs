@@ -107,9 +107,9 @@ async fn sessions_streams_and_held_transcripts_live_on_the_shelf_until_they_are_
     let obstacle = Obstacle::put(&settings);
     let session = lab.session("new").await.handle;
     assert!(Arc::ptr_eq(&session, &lab.session("new").await.handle));
-    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), 0);
+    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), StreamStand::durable(0));
     assert!(matches!(lab.store.bind_stream(&session, "t", NOW).await, Err(BindError::Taken(_))));
-    assert_eq!(lab.store.bind_stream(&old, "t", NOW).await.unwrap(), 5);
+    assert_eq!(lab.store.bind_stream(&old, "t", NOW).await.unwrap(), StreamStand::durable(5));
     let (gone, stays) = (held("gone"), held("stays"));
     let mut holding = lab.send(SessionWrite { hold: vec![gone.clone(), stays.clone()], ..empty_write(&session) }).await;
     let emitted = NewMessage { uuid: gone.uuid, event_id: Some("i".into()), ..message("gone") };
@@ -121,7 +121,8 @@ async fn sessions_streams_and_held_transcripts_live_on_the_shelf_until_they_are_
     };
     let emitting = lab.send(write).await;
     eventually("it stands on the shelf", || lab.store.health().shelf_messages == 1).await;
-    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), 7);
+    let in_memory_alone = StreamStand { settled: 0, taken: 7 };
+    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), in_memory_alone);
     let opened = lab.session("new").await;
     assert_eq!((opened.held, opened.event_ids), (vec![stays.clone()], vec!["i".to_owned()]));
     assert_eq!(lab.session("old").await.held, std::slice::from_ref(&kept));
@@ -146,7 +147,7 @@ async fn sessions_streams_and_held_transcripts_live_on_the_shelf_until_they_are_
     assert_eq!(lab.session("new").await.held, [stays]);
     assert_eq!(lab.metrics.held_at_start.get(), 2);
     let session = lab.session("new").await.handle;
-    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), 7);
+    assert_eq!(lab.store.bind_stream(&session, "s", NOW).await.unwrap(), StreamStand::durable(7));
 }
 
 #[tokio::test]

@@ -219,7 +219,7 @@ async fn compare(subject: &Subject, model: &Model) {
         let mut expected_keys: Vec<String> = expected.messages.iter().filter_map(|message| message.2.clone()).collect();
         expected_keys.sort_unstable();
         assert_eq!(keys, expected_keys);
-        assert_eq!(subject.lab.store.bind_stream(handle, &number.to_string(), NOW).await.unwrap(), expected.seq);
+        assert_eq!(subject.lab.store.bind_stream(handle, &number.to_string(), NOW).await.unwrap().settled, expected.seq);
     }
     let pending: u64 = model.sessions.iter().map(ModelSession::pending).sum();
     let held: usize = model.sessions.iter().map(|session| session.held.len()).sum();
