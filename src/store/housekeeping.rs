@@ -136,7 +136,7 @@ fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping
     if house.pass.is_none() && house.sweep.is_none() && Instant::now() >= house.next_pass {
         house.next_pass = Instant::now() + PASS_EVERY;
         if trusts_clock {
-            house.pass = Some(Pass::new(Aim::Age { cutoff: retention::cutoff(wall_clock(), shared.limits.retention()) }));
+            house.pass = Some(Pass::new(Aim::age(wall_clock(), shared.limits.retention())));
         }
     }
     if let Some(pass) = house.pass.take() {

@@ -14,6 +14,7 @@ use super::changes::{Touched, insert};
 use super::checksum::RowFields;
 use super::error::StoreError;
 use super::group::in_transaction;
+use super::retention;
 use super::rows::{self, cached};
 use super::schema::flags;
 use super::shared::Shared;
@@ -177,6 +178,7 @@ fn write(
             advanced = Some((handle, cursor));
         }
         ids.save(connection)?;
+        retention::note_out_of_order(connection)?;
         touched.book(shared);
         Ok(())
     });

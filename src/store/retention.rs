@@ -1,7 +1,8 @@
 //! Delivered history leaves by age, and earlier when room is needed: oldest first, in steps of one short transaction.
 //!
-//! Promises: a row leaves only when its session's stored cursor has passed it and it is not listed as rejected (or, without
-//! a Manager API, when it is old enough); de-duplication keys live for the session and a day.
+//! Promises: a row leaves only when its session's stored cursor has passed it or it is not to be delivered at all, and it is
+//! not listed as rejected (or, without a Manager API, when it is old enough); de-duplication keys live for the session and a
+//! day; a clock that was wrong for a while and an import keep nothing here for longer.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,10 +24,27 @@ const STEP_ROWS: i64 = 500;
 /// Why rows leave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Aim {
-    /// They were taken in before this.
-    Age { cutoff: UnixMillis },
+    /// They were taken in before this, and it is so late.
+    Age { cutoff: UnixMillis, now: UnixMillis },
     /// Room is needed.
     Room,
+}
+
+impl Aim {
+    /// Messages of this age leave. Never younger than a day: they are their sessions' de-duplication keys.
+    pub(super) fn age(now: UnixMillis, retention: Duration) -> Self {
+        let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX).max(KEYS_LIVE_MS);
+        Self::Age { cutoff: UnixMillis(now.0.saturating_sub(retention)), now }
+    }
+}
+
+/// Set while rows may stand in another order than that in which they were taken in: the next pass looks at all.
+const OUT_OF_ORDER: &str = "out_of_order";
+
+/// Rows of any age were put behind the others.
+pub(super) fn note_out_of_order(connection: &Connection) -> rusqlite::Result<()> {
+    cached(connection, "INSERT OR REPLACE INTO counters (name, value) VALUES (?1, 1)")?.execute([OUT_OF_ORDER])?;
+    Ok(())
 }
 
 /// A pass over the messages, oldest first.
@@ -34,11 +52,12 @@ pub(super) enum Aim {
 pub(super) struct Pass {
     pub(super) aim: Aim,
     after: i64,
+    looks_at_all: bool,
 }
 
 impl Pass {
     pub(super) const fn new(aim: Aim) -> Self {
-        Self { aim, after: 0 }
+        Self { aim, after: 0, looks_at_all: false }
     }
 }
 
@@ -51,18 +70,15 @@ pub(super) struct Stepped {
     pub(super) finished: bool,
 }
 
-/// Messages taken in before this leave. Never younger than a day: they are their sessions' de-duplication keys.
-pub(super) fn cutoff(now: UnixMillis, retention: Duration) -> UnixMillis {
-    let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX).max(KEYS_LIVE_MS);
-    UnixMillis(now.0.saturating_sub(retention))
-}
-
 /// One step of a pass.
 pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool, next: NextIds) -> rusqlite::Result<Stepped> {
     let mut stepped = Stepped { finished: true, ..Stepped::default() };
     let mut leaving = Vec::new();
     let mut cursors: HashMap<i64, RowId> = HashMap::new();
     let (mut looked_at, mut young) = (0, 0);
+    if pass.after == 0 {
+        pass.looks_at_all = rows::counter(connection, OUT_OF_ORDER)? > 0;
+    }
     {
         let mut statement =
             cached(connection, "SELECT id, session, flags, recorded_ms FROM messages WHERE id > ?1 ORDER BY id LIMIT ?2")?;
@@ -72,10 +88,11 @@ pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool
             let (bits, recorded): (i64, i64) = (row.get(2)?, row.get(3)?);
             pass.after = id;
             looked_at += 1;
-            if let Aim::Age { cutoff } = pass.aim
+            if let Aim::Age { cutoff, now } = pass.aim
                 && recorded >= cutoff.0
             {
-                young += 1;
+                // The clock was ahead when these were taken in: they say nothing of those behind them.
+                young += i64::from(recorded <= now.0);
                 continue;
             }
             let cursor = if let Some(cursor) = cursors.get(&session) {
@@ -85,14 +102,19 @@ pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool
                 cursors.insert(session, row);
                 row
             };
-            let delivered = id <= cursor.0;
-            if (delivered || all_delivered) && !is_rejected(connection, id)? {
-                leaving.push((id, session, !delivered && bits & flags::KEEP_ONLY == 0));
+            // No cursor passes what is only kept and stands behind the last message of its session.
+            let done = id <= cursor.0 || bits & flags::KEEP_ONLY != 0;
+            if (done || all_delivered) && !is_rejected(connection, id)? {
+                leaving.push((id, session, !done));
             }
         }
     }
-    // Rows stand in the order they were taken in: behind a step full of young ones there are no old ones.
-    stepped.finished = looked_at < STEP_ROWS || young == looked_at;
+    let at_the_end = looked_at < STEP_ROWS;
+    // Else rows stand in the order they were taken in: behind a step full of young ones there are no old ones.
+    stepped.finished = at_the_end || (young == looked_at && !pass.looks_at_all);
+    if at_the_end && pass.looks_at_all && matches!(pass.aim, Aim::Age { .. }) {
+        cached(connection, "DELETE FROM counters WHERE name = ?1")?.execute([OUT_OF_ORDER])?;
+    }
     if leaving.is_empty() {
         return Ok(stepped);
     }

@@ -54,14 +54,82 @@ async fn only_delivered_messages_leave_by_age_or_for_room() {
     let settings = settings(directory.path());
     let (_, rows) = filled(&settings).await;
     let connection = hand(&settings);
-    let young = retention::cutoff(UnixMillis(NOW.0 + DAY / 2), Duration::ZERO);
-    assert_eq!(run(&connection, Aim::Age { cutoff: young }, false), (0, 0), "keys of de-duplication live a day");
-    let old = retention::cutoff(UnixMillis(NOW.0 + 2 * DAY), Duration::from_secs(86_400));
-    assert_eq!(run(&connection, Aim::Age { cutoff: old }, false), (2, 0));
+    let young = Aim::age(UnixMillis(NOW.0 + DAY / 2), Duration::ZERO);
+    assert_eq!(run(&connection, young, false), (0, 0), "keys of de-duplication live a day");
+    let old = Aim::age(UnixMillis(NOW.0 + 2 * DAY), Duration::from_secs(86_400));
+    assert_eq!(run(&connection, old, false), (2, 0));
     assert_eq!(ids(&connection), [rows[1], rows[3]], "rejected and pending ones stay");
     assert_eq!(run(&connection, Aim::Room, false), (0, 0));
     assert_eq!(run(&connection, Aim::Room, true), (1, 1), "without a Manager API the pending one leaves, counted");
     assert_eq!(ids(&connection), [rows[1]]);
+}
+
+/// A tool that ends the call is the last word of its session, and the uploader has no message that would take it along.
+#[tokio::test]
+async fn what_is_only_kept_leaves_though_no_cursor_passes_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    lab.write(write_of(&session, &["delivered", "pending"])).await;
+    let kept = NewMessage { sendable: false, ..message("a tool") };
+    lab.write(SessionWrite { messages: vec![kept], ..empty_write(&session) }).await;
+    let row = lab.store.pending(&session, 9, 999).await.unwrap()[0].row;
+    lab.deliver(&session, row, 1).await;
+    drop(session);
+    lab.store.close().await;
+    let connection = hand(&settings);
+    assert_eq!(run(&connection, Aim::age(UnixMillis(NOW.0 + 2 * DAY), Duration::ZERO), false), (2, 0));
+    assert_eq!(ids(&connection), [RowId(row.0 + 1)], "the pending one stays");
+}
+
+/// So many that a step finds nothing else.
+const MANY: usize = 1200;
+
+#[tokio::test]
+async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    lab.write(write_of(&session, &["young"; MANY])).await;
+    let old = UnixMillis(NOW.0 - 60 * DAY);
+    let imported = ImportedSession {
+        identity: identity("b"),
+        agent_id: None,
+        client: None,
+        started: old,
+        ended: Some(old),
+        end_reason: None,
+        producer_dropped: 0,
+        messages: vec![ImportedMessage { message: NewMessage { recorded: old, ..message("old") }, state: ImportedState::Done }],
+    };
+    assert_eq!(lab.store.import(imported).await.unwrap().messages, 1);
+    lab.write(write_of(&session, &["young"; MANY])).await;
+    drop(session);
+    lab.store.close().await;
+    let connection = hand(&settings);
+    let by_age = Aim::age(UnixMillis(NOW.0 + DAY), Duration::from_secs(30 * 86_400));
+    assert_eq!(run(&connection, by_age, false), (1, 0));
+    let mut pass = Pass::new(by_age);
+    assert!(retention::step(&connection, &mut pass, false, NextIds::read(&connection).unwrap().unwrap()).unwrap().finished);
+}
+
+#[tokio::test]
+async fn messages_of_a_clock_that_was_ahead_keep_nothing_here_that_came_after_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    let ahead = NewMessage { recorded: UnixMillis(NOW.0 + 365 * DAY), ..message("ahead") };
+    lab.write(SessionWrite { messages: vec![ahead; MANY], ..empty_write(&session) }).await;
+    lab.write(write_of(&session, &["said when the clock was right again"])).await;
+    let last = lab.store.pending(&session, 2 * MANY, usize::MAX).await.unwrap().last().unwrap().row;
+    lab.deliver(&session, last, MANY as u64 + 1).await;
+    drop(session);
+    lab.store.close().await;
+    let connection = hand(&settings);
+    assert_eq!(run(&connection, Aim::age(UnixMillis(NOW.0 + 31 * DAY), Duration::from_secs(30 * 86_400)), false), (1, 0));
 }
 
 #[tokio::test]
