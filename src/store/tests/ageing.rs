@@ -92,7 +92,7 @@ async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
     let settings = settings(directory.path());
     let lab = Lab::open(&settings);
     let session = lab.session("a").await.handle;
-    lab.write(write_of(&session, &["young"; MANY])).await;
+    lab.write(write_of(&session, &vec!["young"; MANY])).await;
     let old = UnixMillis(NOW.0 - 60 * DAY);
     let imported = ImportedSession {
         identity: identity("b"),
@@ -105,7 +105,7 @@ async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
         messages: vec![ImportedMessage { message: NewMessage { recorded: old, ..message("old") }, state: ImportedState::Done }],
     };
     assert_eq!(lab.store.import(imported).await.unwrap().messages, 1);
-    lab.write(write_of(&session, &["young"; MANY])).await;
+    lab.write(write_of(&session, &vec!["young"; MANY])).await;
     drop(session);
     lab.store.close().await;
     let connection = hand(&settings);
