@@ -158,6 +158,33 @@ fn the_profile_is_asked_again_before_the_first_report_after_a_lost_connection() 
     assert_eq!(requests[reset + 1].endpoint, Endpoint::PubConfig, "its question comes before any report");
 }
 
+/// A proxy that answers for a server that is being replaced, and a server in trouble: neither breaks a connection.
+#[test]
+fn the_profile_is_asked_again_before_the_first_report_after_an_outage_that_was_answered() {
+    let (api, daemon) = ground(Variant::Fork);
+    say(&daemon, MAC, "before", "Hello");
+    api.wait_for_rows("before", 1);
+    api.rule(Rule::new(Fault::status(502)).on(Endpoint::Report).times(1));
+    say(&daemon, MAC, "once", "Hello");
+    soon("the proxy's page", || api.requests().iter().any(|request| request.faulted));
+    api.upgrade();
+    let is_of_today = |session| api.wait_for_rows(session, 1)[0].created_at_ms > 1_700_000_000_000;
+    assert!(is_of_today("once"), "stored as January 1970");
+
+    let (api, daemon) = ground(Variant::Fork);
+    api.rule(Rule::new(Fault::status(500)).on(Endpoint::Report));
+    for session in 0..20 {
+        say(&daemon, MAC, &format!("during {session}"), "Hello");
+    }
+    soon("the gate is closed", || daemon.status()["gate"]["open"] == false);
+    api.upgrade();
+    api.clear_faults();
+    for session in 0..20 {
+        let rows = api.wait_for_rows(&format!("during {session}"), 1);
+        assert!(rows[0].created_at_ms > 1_700_000_000_000, "{session}: stored as January 1970");
+    }
+}
+
 #[test]
 fn an_agent_is_asked_for_once_per_device_and_a_server_without_the_endpoint_once() {
     for (variant, most) in [(Variant::Fork, 2), (Variant::Upstream, 1)] {

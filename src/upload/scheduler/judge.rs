@@ -96,7 +96,7 @@ impl Uploader {
 
     fn failed(&mut self, key: SessionKey, failure: &Failure) {
         let Failure { verdict, alone, unanswered, .. } = failure;
-        // A connection that broke may lead to another server next time.
+        // A connection that broke, or a proxy, may lead to another server next time.
         if *unanswered && !self.profile.knocks {
             self.doubt_profile();
         }
@@ -111,6 +111,8 @@ impl Uploader {
             Verdict::Later { reason, retry_after, .. } => self.gate.later(reason, *alone, *retry_after, now(), random()),
             Verdict::Delivered | Verdict::Unregistered { .. } | Verdict::Rejected { .. } => self.gate.answered(),
         };
+        // However it failed: behind a closed gate there is time for another server, and the next report waits for a knock.
+        self.profile.ask |= self.gate.closed().is_some();
         self.announce(change);
         if matches!(verdict, Verdict::Operator { .. }) {
             // Not the session's fault: it is among the first when the gate opens.
