@@ -41,7 +41,7 @@ ENV CHAT_HISTORYD__SOCKET__PATH=/run/chat-historyd/events.sock \
     CHAT_HISTORYD__STORE__DIRECTORY=/var/lib/chat-historyd
 VOLUME ["/run/chat-historyd", "/var/lib/chat-historyd"]
 
-# Accepts what is queued, delivers for upload.shutdown_grace (5 s), exits 0.
+# Accepts what is queued, delivers for upload.shutdown_grace (5 s), exits 0. The time to kill must be twice that and 5 s at least.
 STOPSIGNAL SIGTERM
 # `status` exits 69 when no daemon answers.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=1m --retries=3 CMD ["/usr/bin/chat-historyd", "status"]

@@ -219,7 +219,7 @@ metrics! {
     pub stores_salvaged: Counter,
     /// Messages salvaged from a damaged store.
     pub messages_salvaged: Counter,
-    /// Sessions sent again because their cursor was unreadable.
+    /// Sessions that a salvage left without a cursor: sent from their beginning, again if anything of them was delivered before.
     pub cursors_lost: Counter,
     /// Messages deleted by age or size.
     pub messages_pruned: Counter,
