@@ -426,7 +426,8 @@ class ChatHistoryClient:
         interrupted: Optional[bool] = None,
         metadata: Optional[Dict[str, Any]] = None,
     ) -> bool:
-        """One message that is no event of the framework. 1 or "user", 2 or "agent", 3 or "tool". Any thread may call."""
+        """One message that is no event of the framework. 1 or "user", 2 or "agent"; 3 or "tool" is refused and lost unless
+        the daemon has ``manager_api.send_tools`` on. Any thread may call."""
         try:
             if os.getpid() != self._pid:
                 self._warn("unattached", "message() before attach(), or in a forked child: not recorded")

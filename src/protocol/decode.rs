@@ -2,7 +2,7 @@
 //!
 //! Promises: one pass, no tree, a few microseconds a message; memory bounded by the line; never panics, whatever the
 //! bytes. Unknown fields are ignored; each known field may stand once, under its canonical name or its alias.
-//! `seq` is found for refused lines, too, so that they settle.
+//! `seq` is found for refused lines, too, so that they settle: wherever the line is one JSON object, bad UTF-8 or not.
 //! Refuses: to coerce. `1.0`, `"1"` and `true` are no chat type; a line is refused rather than half understood.
 //!
 //! What a line without a known `type` is: without any `type`, a message if it has `content` and `chat_type`. With an

@@ -156,7 +156,7 @@ pub enum LiveKitEvent {
 pub struct SessionStart {
     /// The producer's random name of its numbered lines: the same one again resumes. At most 200 characters.
     pub stream: Option<String>,
-    /// Whether acks are wanted; when absent, exactly the lines of a stream are acked.
+    /// Whether acks are wanted; when absent, every numbered line is acked, with a stream or without.
     pub ack: Option<bool>,
     /// The agent, when the producer knows it: spares the lookup.
     pub agent_id: Option<String>,
@@ -202,7 +202,7 @@ pub struct Refusal {
     pub field: Option<Cow<'static, str>>,
     /// What is wrong and how to mend it.
     pub message: Cow<'static, str>,
-    /// The line's number, where it could be read: a refused line is settled.
+    /// The line's number, where it could be read: then the refused line is settled.
     pub seq: Option<u64>,
 }
 

@@ -30,7 +30,7 @@ pub enum Reply {
     Flushed {
         /// The id of the request: JSON text.
         id: Option<String>,
-        /// Messages of the session delivered since the flush was read.
+        /// Messages of the session delivered or rejected since their delivery is waited for; 0 where only durability is.
         delivered: u64,
         /// Messages of the session still to be delivered.
         pending: u64,

@@ -13,7 +13,8 @@ use crate::protocol::{Refusal, RefusalCode, SessionIdentity};
 const MAX_ERRORS_IN_A_ROW: u32 = 20;
 
 impl Connection {
-    /// Refuses a line. It is settled all the same, in its place; too many in a row end the connection.
+    /// Refuses a line. Where its number could be read it is settled all the same, in its place; else by the ack of a later
+    /// line. Too many in a row end the connection.
     pub(super) async fn refuse(&mut self, refusal: Refusal, number: u64) {
         self.errors_in_a_row += 1;
         if refusal.code == RefusalCode::UnsupportedVersion {
@@ -23,7 +24,7 @@ impl Connection {
         self.book(&refusal);
         let seq = refusal.seq;
         self.outbox.say(&Reply::refused(refusal, number, false));
-        // A refused line is settled: in its place, after the lines before it.
+        // A refused line that has a number is settled: in its place, after the lines before it.
         let _ = self.settle_control(seq, Event::Nothing).await;
         if self.errors_in_a_row >= MAX_ERRORS_IN_A_ROW {
             self.hand_over().await;
