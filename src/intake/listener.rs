@@ -22,6 +22,9 @@ use crate::protocol::reply::Reply;
 /// First and longest pause after an accept failed for want of descriptors or memory.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// Connections that may stand in the kernel's queue (`SOMAXCONN`, and `Backlog=` of a socket unit).
+const QUEUE: usize = 4096;
+
 /// How long clients have after `draining` until their connections are cut.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -120,8 +123,10 @@ impl Listener {
         // The path goes first: who still found it stands in the queue and is welcomed, who comes later finds nobody. A
         // supervisor's path stays, and with it its queue, which the next daemon may work off as well as this one.
         drop(path);
-        // The kernel itself is asked: the runtime may not have heard yet of who came last.
-        while let Ok((stream, _)) = socket.get_ref().accept() {
+        // The kernel itself is asked: the runtime may not have heard yet of who came last. No more than may stand there: a
+        // supervisor's queue fills again as fast as somebody connects.
+        for _ in 0..QUEUE {
+            let Ok((stream, _)) = socket.get_ref().accept() else { break };
             welcome(&around, &connections, &mut refused, stream);
         }
         drop(socket);
