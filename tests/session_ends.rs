@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::support::eventually::SOON;
+use crate::support::history::text;
 use crate::support::oracle::check_books;
-use crate::support::{Agent, Daemon, ManagerApi, Variant, eventually, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, eventually, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 
@@ -62,4 +63,45 @@ fn a_session_that_goes_on_at_once_gets_its_backup_all_the_same() {
     assert_eq!(contents(&backup).first(), Some(&"before the end"));
     soon("and the session is open", || daemon.metric("sessions_ended") == 1 && daemon.metric("pending") == 2);
     check_books(&daemon);
+}
+
+/// The file may be the last place on the host where they stand.
+#[test]
+fn a_message_tried_again_after_the_others_left_the_store_does_not_take_them_out_of_the_backup() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let mut daemon = Daemon::start_for(&api);
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.say(1, "one");
+    assert_eq!(agent.flush("delivered")["ok"], true);
+    api.fault(Fault::code(10034));
+    agent.say(2, "two");
+    soon("it is rejected", || daemon.metric("rejected") == 1);
+    api.clear_faults();
+    agent.say(1, "three");
+    agent.end();
+    assert_eq!(agent.flush("delivered")["ok"], true);
+    let states = |backup: &Value| {
+        let messages = backup["messages"].as_array().into_iter().flatten();
+        messages.map(|message| message["state"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    let is_settled = |backup: &Value| states(backup) == ["delivered", "rejected", "delivered"];
+    soon("all are backed up", || backups(&daemon).iter().any(is_settled));
+    drop(agent);
+    assert!(daemon.term(SOON).success());
+    // As retention does, a month later.
+    let store = rusqlite::Connection::open(daemon.store().join("history.db")).unwrap();
+    assert_eq!(store.execute("DELETE FROM messages WHERE id NOT IN (SELECT row FROM rejected)", []).unwrap(), 2);
+    drop(store);
+    daemon.start();
+    text(&daemon, &["rejected", "retry", "--all"]);
+    assert_eq!(api.wait_for_rows("s", 3).len(), 3);
+    let backup = eventually(SOON, "the backup of its delivery", || {
+        backups(&daemon).into_iter().find(|backup| backup["counts"]["rejected"] == 0 && backup["counts"]["pending"] == 0)
+    });
+    assert_eq!(contents(&backup), ["one", "two", "three"]);
+    assert_eq!(backup["counts"]["delivered"], 3);
+    let left: Vec<&Value> = backup["messages"].as_array().unwrap().iter().map(|message| &message["left_store"]).collect();
+    assert_eq!(left, [&json!(true), &Value::Null, &json!(true)]);
 }

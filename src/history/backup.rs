@@ -1,9 +1,12 @@
 //! The JSON backup of one session, one message a line, written beside its final name and renamed when it is whole.
 //!
-//! Promises: a reader sees the old backup or the new one, never half of one; after [`Backup::commit`] it survives a power
-//! cut; files are 0600 and directories 0700; below the backup directory no symbolic link is followed and nothing that
+//! Promises: a reader sees the old backup or the new one, never half of one; a new one holds every message that the old one
+//! held, also those that have left the store since; after [`Backup::commit`] it survives a power cut; files are 0600 and directories 0700; below the backup directory no symbolic link is followed and nothing that
 //! stands there is written into (a link in place of the backup is replaced, not followed).
 //! Refuses: to hold a session in memory.
+
+mod earlier;
+mod json;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -16,12 +19,12 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use serde::Serialize;
 use uuid::Uuid;
 
-use super::name::{date_of, file_name, rfc3339};
-use super::{HeldRecord, MessageRecord, MessageState, SessionRecord};
-use crate::protocol::UnixMillis;
+use self::earlier::{Line, Lines, Place};
+use self::json::{MessageJson, SessionJson};
+use super::name::{date_of, file_name};
+use super::{MessageRecord, MessageState, SessionRecord};
 
 const TEMPORARY: &str = ".tmp";
 
@@ -44,6 +47,8 @@ pub struct Backup {
     temporary: String,
     out: BufWriter<File>,
     counts: [u64; MessageState::NAMES.len()],
+    /// What stands where it is to stand.
+    place: Place,
     committed: bool,
 }
 
@@ -64,13 +69,11 @@ impl Backup {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let directory = openat(&root_fd, date.as_str(), flags, Mode::empty())
             .map_err(|error| failed("open the directory (a symbolic link is not followed)", &place)(error.into()))?;
-        let temporary = format!(".{name}.{}{TEMPORARY}", Uuid::now_v7().simple());
         let path = place.join(&name);
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(&directory, temporary.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)
-            .map_err(|error| failed("write", &path)(error.into()))?;
-        let out = BufWriter::with_capacity(1 << 16, File::from(file));
-        let mut backup = Self { root: root_fd, directory, path, name, temporary, out, counts: [0; 5], committed: false };
+        let place = Place::look(&directory, &name, &session.identity).map_err(failed("read the earlier", &path))?;
+        let (temporary, out) = make_temporary(&directory, &name).map_err(failed("write", &path))?;
+        let counts = [0; MessageState::NAMES.len()];
+        let mut backup = Self { root: root_fd, directory, path, name, temporary, out, counts, place, committed: false };
         backup.head(session).map_err(failed("write", &backup.path))?;
         Ok(backup)
     }
@@ -80,17 +83,11 @@ impl Backup {
     /// # Errors
     /// When it cannot be written; the backup is then to be dropped.
     pub fn message(&mut self, message: &MessageRecord) -> Result<(), BackupError> {
-        let first = self.counts.iter().all(|count| *count == 0);
-        if let Some(count) = self.counts.get_mut(message.state.index()) {
-            *count += 1;
+        if let Place::Taken(earlier) = &mut self.place {
+            earlier.found(message.uuid);
         }
-        let separator: &[u8] = if first { b"\n  " } else { b",\n  " };
-        let mut write = || {
-            self.out.write_all(separator)?;
-            serde_json::to_writer(&mut self.out, &MessageJson::of(message))?;
-            Ok(())
-        };
-        write().map_err(failed("write", &self.path))
+        let write = |out: &mut BufWriter<File>| Ok(serde_json::to_writer(out, &MessageJson::of(message))?);
+        self.entry(message.state.index(), write).map_err(failed("write", &self.path))
     }
 
     /// Puts the backup in place, durably, and answers where it stands.
@@ -106,23 +103,81 @@ impl Backup {
     fn head(&mut self, session: &SessionRecord) -> io::Result<()> {
         let mut head = serde_json::to_vec(&SessionJson::of(session))?;
         head.pop(); // the closing brace: the messages follow inside
-        self.out.write_all(&head)?;
+        self.begin_messages(&head)
+    }
+
+    fn begin_messages(&mut self, head: &[u8]) -> io::Result<()> {
+        self.out.write_all(head)?;
         self.out.write_all(b",\n\"messages\":[")
     }
 
-    fn finish(&mut self) -> io::Result<()> {
+    fn entry(&mut self, state: usize, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<()> {
+        let first = self.counts.iter().all(|count| *count == 0);
+        if let Some(count) = self.counts.get_mut(state) {
+            *count += 1;
+        }
+        self.out.write_all(if first { b"\n  " } else { b",\n  " })?;
+        write(&mut self.out)
+    }
+
+    fn foot(&mut self) -> io::Result<()> {
         self.out.write_all(b"\n],\n\"counts\":{")?;
         for (index, (name, count)) in MessageState::NAMES.iter().zip(self.counts).enumerate() {
             write!(self.out, "{}\"{name}\":{count}", if index == 0 { "" } else { "," })?;
         }
         self.out.write_all(b"}}\n")?;
-        self.out.flush()?;
+        self.out.flush()
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.foot()?;
+        match std::mem::replace(&mut self.place, Place::Free) {
+            Place::Taken(earlier) if earlier.is_fuller() => {
+                let new = self.begin_anew()?;
+                self.begin_messages(&new.head)?;
+                earlier.merge(new, |Line { state, json, .. }| self.entry(*state, |out| out.write_all(json)))?;
+                self.foot()?;
+            }
+            Place::Taken(_) | Place::Free => {}
+            Place::Unreadable(cause) => self.set_aside(&cause)?,
+        }
         self.out.get_ref().sync_all()?;
         renameat(&self.directory, self.temporary.as_str(), &self.directory, self.name.as_str())?;
         nix::unistd::fsync(&self.directory)?;
         nix::unistd::fsync(&self.root)?;
         Ok(())
     }
+
+    /// Another temporary file in place of the one just filled, which can still be read.
+    fn begin_anew(&mut self) -> io::Result<Lines> {
+        let filled = Lines::of(self.out.get_ref().try_clone()?)?;
+        let (temporary, out) = make_temporary(&self.directory, &self.name)?;
+        let used = std::mem::replace(&mut self.temporary, temporary);
+        (self.out, self.counts) = (out, [0; MessageState::NAMES.len()]);
+        unlinkat(&self.directory, used.as_str(), UnlinkatFlags::NoRemoveDir)?;
+        Ok(filled)
+    }
+
+    /// What cannot be read may still be the last that there is of the session. Its new name begins and ends as that of a
+    /// backup: whatever deletes those deletes it, too.
+    fn set_aside(&self, cause: &io::Error) -> io::Result<()> {
+        let aside = format!("{}.unreadable-{}.json", self.name, Uuid::now_v7().simple());
+        renameat(&self.directory, self.name.as_str(), &self.directory, aside.as_str())?;
+        tracing::warn!(
+            aside = %self.path.with_file_name(&aside).display(),
+            %cause,
+            "a backup that cannot be read is kept beside the new one (see what it still holds, then delete it)"
+        );
+        Ok(())
+    }
+}
+
+/// The temporary file of a backup and its name.
+fn make_temporary(directory: &OwnedFd, name: &str) -> io::Result<(String, BufWriter<File>)> {
+    let temporary = format!(".{name}.{}{TEMPORARY}", Uuid::now_v7().simple());
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let file = openat(directory, temporary.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    Ok((temporary, BufWriter::with_capacity(1 << 16, File::from(file))))
 }
 
 impl Drop for Backup {
@@ -164,125 +219,6 @@ fn is_temporary(name: &OsString) -> bool {
 fn failed(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupError {
     let path = path.to_path_buf();
     move |source| BackupError { op, path, source }
-}
-
-#[derive(Serialize)]
-struct SessionJson<'a> {
-    format: &'static str,
-    version: u32,
-    mac: String,
-    session_id: &'a str,
-    agent_id: Option<&'a str>,
-    client: Option<&'a str>,
-    started: Option<String>,
-    started_ms: i64,
-    ended: Option<String>,
-    ended_ms: Option<i64>,
-    end_reason: Option<&'a str>,
-    producer_dropped: u64,
-    held: Vec<HeldJson<'a>>,
-}
-
-#[derive(Serialize)]
-struct HeldJson<'a> {
-    uuid: Spelled,
-    time: Option<String>,
-    time_ms: i64,
-    content: &'a str,
-    state: &'static str,
-}
-
-#[derive(Serialize)]
-struct MessageJson<'a> {
-    uuid: Spelled,
-    chat_type: u8,
-    role: &'static str,
-    time: Option<String>,
-    time_ms: i64,
-    recorded_ms: i64,
-    content: &'a str,
-    interrupted: bool,
-    uncommitted: bool,
-    state: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    answer: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    event_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "is_zero")]
-    audio_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    extra: Option<serde_json::Value>,
-}
-
-/// A UUID in its usual spelling.
-struct Spelled(Uuid);
-
-impl Serialize for Spelled {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0.hyphenated())
-    }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
-const fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-impl<'a> SessionJson<'a> {
-    fn of(session: &'a SessionRecord) -> Self {
-        let held = |held: &'a HeldRecord| HeldJson {
-            uuid: Spelled(held.uuid),
-            time: rfc3339(held.time),
-            time_ms: held.time.0,
-            content: &held.text,
-            state: "held",
-        };
-        Self {
-            format: "chat-historyd session",
-            version: 1,
-            mac: session.identity.mac.to_string(),
-            session_id: session.identity.session_id.as_str(),
-            agent_id: session.agent_id.as_deref(),
-            client: session.client.as_deref(),
-            started: rfc3339(session.started),
-            started_ms: session.started.0,
-            ended: session.ended.and_then(rfc3339),
-            ended_ms: session.ended.map(|UnixMillis(ms)| ms),
-            end_reason: session.end_reason.as_deref(),
-            producer_dropped: session.producer_dropped,
-            held: session.held.iter().map(held).collect(),
-        }
-    }
-}
-
-impl<'a> MessageJson<'a> {
-    fn of(message: &'a MessageRecord) -> Self {
-        let (reason, answer) = match &message.state {
-            MessageState::Rejected { reason, answer } => (Some(reason.as_str()), answer.as_deref()),
-            _ => (None, None),
-        };
-        // Not raw: what cannot be parsed within serde's depth is kept as a string, so that the file always can be read.
-        let extra = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::String(text.clone()));
-        Self {
-            uuid: Spelled(message.uuid),
-            chat_type: message.chat_type.code(),
-            role: message.role(),
-            time: message.said().and_then(rfc3339),
-            time_ms: message.time.0,
-            recorded_ms: message.recorded.0,
-            content: &message.content,
-            interrupted: message.interrupted,
-            uncommitted: message.uncommitted,
-            state: message.state.as_str(),
-            reason,
-            answer,
-            event_id: message.event_id.as_deref(),
-            audio_bytes: message.audio_bytes,
-            extra: message.extra.as_ref().map(extra),
-        }
-    }
 }
 
 #[cfg(test)]
