@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use crate::support::history::{CONVERSATION, bytes_are_in, converse, text};
 use crate::support::manager_api::SECRET;
 use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Rule, Variant, soon};
 
@@ -315,4 +316,23 @@ fn a_message_that_began_in_parts_goes_on_in_parts_when_long_text_is_to_be_cut_fr
     api.clear_faults();
     oracle.check(&daemon, &api);
     assert_eq!(daemon.metric("messages_truncated"), 0);
+}
+
+#[test]
+fn backups_are_forgotten_where_they_are_written_by_now_and_the_old_place_is_named() {
+    let (api, mut daemon) = ground();
+    let old = daemon.backups();
+    let elsewhere = format!("'{}'", daemon.directory().join("elsewhere").display());
+    daemon.set("backup.directory", &elsewhere);
+    reload(&daemon);
+    let named = |line: &str| line.contains("WARN") && line.contains("by hand") && line.contains(&old.display().to_string());
+    soon("the old place is named", || daemon.log().lines().any(named));
+    converse(&daemon, MAC, "s");
+    api.wait_for_rows("s", CONVERSATION.len());
+    soon("it is backed up", || bytes_are_in(&daemon.backups(), CONVERSATION[0].1));
+    let said = text(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+    assert!(said.contains("1 backup files") && said.contains("checked: none of"), "{said}");
+    assert!(!bytes_are_in(&daemon.backups(), CONVERSATION[0].1));
+    reload(&daemon);
+    assert_eq!(daemon.log().lines().filter(|line| named(line)).count(), 1);
 }

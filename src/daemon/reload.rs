@@ -54,6 +54,10 @@ impl Daemon {
                 warn!(key = change.key, "this setting needs a restart: the old value stays");
             }
         }
+        if new.backup.directory != old.backup.directory {
+            let left = old.backup.directory.display();
+            warn!(%left, "backups stay where they were: history forget does not look there any more (move them, or delete them by hand)");
+        }
         log.set_level(new.log.level);
         for key in self.store.reconfigure(&new.store) {
             warn!(key, "this setting needs a restart: the old value stays");

@@ -125,7 +125,7 @@ impl Daemon {
         let changes = Changes {
             store: store.clone(),
             index: index.clone(),
-            backups: Backups { directory: settings.borrow().backup.directory.clone(), writer: Some(backups.clone()) },
+            backups: Backups::Written(backups.clone(), settings.clone()),
             serving: true,
         };
         let idle = settings.borrow().session.idle_timeout;

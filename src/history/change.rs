@@ -5,15 +5,18 @@
 //! Refuses: requests it does not know.
 //! Called by `observe::control` (in the daemon) and `history_command`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::backup_task::BackupRequests;
 use super::json::{HeldJson, MessageJson, SessionJson};
 use super::restore;
 use super::search::SearchIndex;
 use super::wipe;
+use crate::config::Settings;
 use crate::protocol::{MacAddress, SessionId};
 use crate::store::{ForgetError, ForgetWish, ImportError, RowId, Store};
 
@@ -101,11 +104,11 @@ impl Answer {
 
 /// Where the backups of sessions are, and who writes them.
 #[derive(Clone)]
-pub struct Backups {
-    /// Their directory.
-    pub directory: PathBuf,
-    /// Their writer, in a daemon: it must not write one while they are deleted.
-    pub writer: Option<BackupRequests>,
+pub enum Backups {
+    /// Nobody writes them, and they are here.
+    Resting(PathBuf),
+    /// A daemon does, where its settings say by now: it must not write one while they are deleted.
+    Written(BackupRequests, watch::Receiver<Arc<Settings>>),
 }
 
 /// Does what is requested.
@@ -188,11 +191,18 @@ impl Changes {
                 ));
             }
         };
-        let directory = self.backups.directory.clone();
-        let delete = move || wipe::delete_backups(&directory, mac, session_id.as_ref());
-        let backups = match &self.backups.writer {
-            Some(writer) => writer.between_backups(delete).await,
-            None => tokio::task::spawn_blocking(delete).await.unwrap_or_else(|failure| Err(std::io::Error::other(failure))),
+        let delete = move |directory: &Path| wipe::delete_backups(directory, mac, session_id.as_ref());
+        let backups = match self.backups.clone() {
+            Backups::Written(writer, settings) => {
+                let delete_there = move || {
+                    let directory = settings.borrow().backup.directory.clone();
+                    delete(&directory)
+                };
+                writer.between_backups(delete_there).await
+            }
+            Backups::Resting(directory) => tokio::task::spawn_blocking(move || delete(&directory))
+                .await
+                .unwrap_or_else(|failure| Err(std::io::Error::other(failure))),
         };
         let answer = Answer {
             messages: forgotten.messages,

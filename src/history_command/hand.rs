@@ -50,7 +50,7 @@ impl Hand {
             )),
             other => Failure::Store(other),
         })?;
-        let backups = Backups { directory: settings.backup.directory.clone(), writer: None };
+        let backups = Backups::Resting(settings.backup.directory.clone());
         Ok(Self::Own(
             runtime,
             Box::new(Changes { store, index: SearchIndex::of(&settings.store.directory), backups, serving: false }),
