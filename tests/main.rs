@@ -40,6 +40,7 @@ mod fuzz;
 mod history;
 mod history_changes;
 mod history_export;
+mod history_owner;
 mod history_pdf;
 mod history_search;
 mod hostile_input;

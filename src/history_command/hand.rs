@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use super::failure::Failure;
+use super::owner::AsOwner;
 use crate::config::Settings;
 use crate::history::change::{Answer, Backups, Changes, Request};
 use crate::history::search::SearchIndex;
@@ -28,8 +29,8 @@ const MAX_ANSWER_BYTES: u64 = 4 << 20;
 pub(super) enum Hand {
     /// The daemon at this status socket.
     Daemon(PathBuf),
-    /// This process.
-    Own(Runtime, Box<Changes>),
+    /// This process; when it is root's, as the store's owner.
+    Own(Runtime, Box<Changes>, Option<AsOwner>),
 }
 
 impl Hand {
@@ -41,6 +42,7 @@ impl Hand {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {}
             Err(error) => return Err(Failure::Daemon(format!("cannot ask the daemon at {}: {error} (sudo?)", path.display()))),
         }
+        let as_owner = AsOwner::of(&settings.store.directory)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let store = Store::open(&settings.store, Arc::new(Metrics::default())).map_err(|error| match error {
             StoreError::AlreadyRunning { directory } => Failure::Daemon(format!(
@@ -54,6 +56,7 @@ impl Hand {
         Ok(Self::Own(
             runtime,
             Box::new(Changes { store, index: SearchIndex::of(&settings.store.directory), backups, serving: false }),
+            as_owner,
         ))
     }
 
@@ -66,15 +69,19 @@ impl Hand {
     pub(super) fn request(&self, request: &Request) -> Result<Answer, Failure> {
         let answer = match self {
             Self::Daemon(path) => ask(path, request)?,
-            Self::Own(runtime, changes) => runtime.block_on(changes.run(request.clone())),
+            Self::Own(runtime, changes, _) => runtime.block_on(changes.run(request.clone())),
         };
         if answer.ok { Ok(answer) } else { Err(Failure::Refused(answer.error.unwrap_or_default())) }
     }
 
     /// Lets go of the store, after everything is written.
     pub(super) fn finish(self) {
-        if let Self::Own(runtime, changes) = self {
+        if let Self::Own(runtime, changes, as_owner) = self {
             runtime.block_on(changes.store.close());
+            drop(runtime);
+            if let Some(as_owner) = as_owner {
+                as_owner.leave();
+            }
         }
     }
 }

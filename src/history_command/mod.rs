@@ -10,6 +10,7 @@ mod forget;
 mod hand;
 mod import;
 mod list;
+mod owner;
 mod progress;
 mod rejected;
 mod search;

@@ -1,7 +1,12 @@
 //! What can go wrong with the store, said with path, verb and cause. No message holds content.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
+use rusqlite::ErrorCode;
+
+use super::files::SUFFIXES;
 use super::types::StreamTaken;
 
 /// A failure of the store.
@@ -24,7 +29,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// SQLite says no.
-    #[error("cannot {op} {}: {source}", .path.display())]
+    #[error("cannot {op} {}: {source}{}", .path.display(), .foreign.as_ref().map(ToString::to_string).unwrap_or_default())]
     Database {
         /// What was tried.
         op: &'static str,
@@ -32,6 +37,8 @@ pub enum StoreError {
         path: PathBuf,
         /// Why it failed.
         source: rusqlite::Error,
+        /// The file of it that another user keeps from this one.
+        foreign: Option<Box<Foreign>>,
     },
     /// The file was written by a newer daemon. It is left alone.
     #[error("{} has schema version {found}, this daemon knows {known} (install the newer chat-historyd again, or set store.directory)", .path.display())]
@@ -54,6 +61,33 @@ pub enum StoreError {
     Closed,
 }
 
+/// A file of another user, which SQLite only says it cannot open or write.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(" ({} belongs to user {owner}, this is user {us}: chown -R store.directory to the daemon's user)", .path.display())]
+pub struct Foreign {
+    path: PathBuf,
+    owner: u32,
+    us: u32,
+}
+
+impl Foreign {
+    /// The first such file of a database, when that may be why.
+    fn behind(error: &rusqlite::Error, database: &Path) -> Option<Self> {
+        let us = geteuid();
+        let may_be_why =
+            matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::PermissionDenied | ErrorCode::ReadOnly));
+        if us.is_root() || !may_be_why {
+            return None;
+        }
+        SUFFIXES.iter().find_map(|suffix| {
+            let mut path = database.as_os_str().to_owned();
+            path.push(suffix);
+            let owner = std::fs::symlink_metadata(&path).ok()?.uid();
+            (owner != us.as_raw()).then(|| Self { path: path.into(), owner, us: us.as_raw() })
+        })
+    }
+}
+
 /// What to do about a file that cannot be used.
 fn remedy(source: &std::io::Error) -> &'static str {
     match source.kind() {
@@ -70,7 +104,10 @@ impl StoreError {
 
     pub(super) fn database(op: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
         let path = path.to_path_buf();
-        move |source| Self::Database { op, path, source }
+        move |source| {
+            let foreign = Foreign::behind(&source, &path).map(Box::new);
+            Self::Database { op, path, source, foreign }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use nix::libc::O_NOFOLLOW;
 use super::error::StoreError;
 
 /// What SQLite appends to the name of a database.
-const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+pub(super) const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 /// Stands beside a database that was set aside until it is salvaged.
 const UNFINISHED: &str = "unfinished";
 

@@ -52,7 +52,7 @@ mod writer;
 pub use archive::{Archive, ArchiveError};
 pub use arrivals::Arrivals;
 pub use changes::Retried;
-pub use error::{BindError, StoreError};
+pub use error::{BindError, Foreign, StoreError};
 pub use forget::{ForgetError, ForgetWish, Forgotten};
 pub use handle::{Passed, Store};
 pub use health::{CloseReport, Failing, StoreHealth};
