@@ -1,7 +1,7 @@
 //! The main job on real input: what a real LiveKit `AgentSession` emitted goes line by line into the real socket, and all
 //! sixteen chat messages of each conversation stand in MariaDB: once, in order, with the right role, time and text.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::daemon::Builder;
 use crate::support::manager_api::{Row, now_ms};
@@ -172,4 +172,28 @@ fn a_conversation_survives_kills_in_its_middle() {
     let expected: Vec<(i8, String)> = spoken(fixture).into_iter().map(|one| (one.chat_type, one.content)).collect();
     assert_eq!(texts, expected);
     oracle.check(&daemon, &api);
+}
+
+/// More items than are remembered of a session: a restart must not forget the last ones, whose transcripts may be late.
+#[test]
+fn a_late_transcript_of_the_last_item_before_a_restart_is_no_second_message() {
+    let mut daemon = Daemon::builder().start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, ROOM);
+    for number in 1..=600 {
+        let item = json!({ "id": format!("item_{number}"), "type": "message", "role": "user", "content": [format!("sentence {number}")] });
+        agent.line(&json!({ "type": "conversation_item_added", "item": item, "created_at": 1_758_701_973.5 }));
+    }
+    assert_eq!(agent.flush("durable")["ok"], true);
+    drop(agent);
+    daemon.restart();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, ROOM);
+    agent.line(
+        &json!({ "type": "user_input_transcribed", "transcript": "sentence 600", "is_final": true, "item_id": "item_600" }),
+    );
+    agent.end();
+    assert_eq!(agent.flush("durable")["ok"], true);
+    assert_eq!((daemon.labelled("skipped", "superseded"), daemon.metric("pending")), (1, 600));
+    check_books(&daemon);
 }

@@ -142,7 +142,7 @@ pub(super) fn held(connection: &Connection, key: SessionKey) -> rusqlite::Result
     Ok(held)
 }
 
-/// The producers' ids that a session has used since `since`: at most the youngest `limit`.
+/// The producers' ids that a session has used since `since`, oldest first: at most the youngest `limit`.
 pub(super) fn event_ids(
     connection: &Connection,
     key: SessionKey,
@@ -154,7 +154,10 @@ pub(super) fn event_ids(
         "SELECT event_id FROM messages INDEXED BY messages_by_session
          WHERE session = ?1 AND recorded_ms >= ?2 AND event_id IS NOT NULL ORDER BY id DESC LIMIT ?3",
     )?;
-    statement.query_map([key.0, since.0, limit], |row| row.get(0))?.collect()
+    let mut ids: Vec<String> =
+        statement.query_map([key.0, since.0, limit], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    ids.reverse();
+    Ok(ids)
 }
 
 /// The session and the highest settled line of a stream.

@@ -210,7 +210,7 @@ pub struct OpenedSession {
     /// Transcripts still held, in order.
     pub held: Vec<HeldTranscript>,
     /// The de-duplication keys of the session: the `event_id`s of its messages of the last 24 h and of all since its
-    /// last start.
+    /// last start, oldest first.
     pub event_ids: Vec<String>,
     /// The agent, when known.
     pub agent_id: Option<String>,

@@ -148,6 +148,21 @@ async fn an_opened_session_remembers_what_it_held_and_which_ids_it_has_seen() {
 }
 
 #[tokio::test]
+async fn an_opened_session_lists_the_ids_it_has_seen_oldest_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    for id in ["c", "a", "b"] {
+        let messages = vec![NewMessage { event_id: Some(id.to_owned()), ..message(id) }];
+        lab.write(SessionWrite { messages, ..empty_write(&session) }).await;
+    }
+    lab.store.clone().close().await;
+    drop((session, lab));
+    assert_eq!(Lab::open(&settings).session("a").await.event_ids, ["c", "a", "b"]);
+}
+
+#[tokio::test]
 async fn a_row_whose_checksum_fails_is_damaged_and_shows_no_text() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(directory.path());
