@@ -802,6 +802,26 @@ fn sessions_left_open_by_a_kill_are_ended_by_idle_and_their_last_words_delivered
 }
 
 #[test]
+fn sessions_left_open_by_a_kill_are_ended_once_a_disk_that_did_not_read_reads_again() {
+    if !disk::strace_works() {
+        return;
+    }
+    let mut daemon = Daemon::builder().set("session.idle_timeout", "'3s'").start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.line(&final_transcript("the last words"));
+    agent.flush("durable");
+    daemon.kill9();
+    daemon.start();
+    let failing = disk::Injection::attach(daemon.pid(), "pread64", "error=EIO", &[]);
+    wait_for_log(&daemon, "sessions left open by the last run cannot be read");
+    drop(failing);
+    soon("it is ended", || daemon.metric("sessions_ended") == 1);
+    assert_eq!((daemon.metric("held"), daemon.metric("pending")), (0, 1), "its last words became a message");
+    check_books(&daemon);
+}
+
+#[test]
 fn a_stop_ends_no_session() {
     let mut daemon = Daemon::builder().start();
     let mut agent = Agent::connect(&daemon);

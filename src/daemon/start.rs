@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::Daemon;
 use super::signals::Signals;
@@ -129,7 +129,8 @@ impl Daemon {
             serving: true,
         };
         let idle = settings.borrow().session.idle_timeout;
-        let left_over_sessions = taking_in.spawn(end_left_over_sessions(registry.clone(), idle));
+        let left_over = registry.clone();
+        let left_over_sessions = taking_in.spawn(async move { left_over.end_left_over_sessions(idle).await });
         let mut beside = vec![
             tokio::spawn(async move {
                 let _path = status_path;
@@ -193,12 +194,6 @@ fn listen(taking_in: &Handle, socket: ServerSocket, around: Surroundings) -> std
     let _on_its_lane = taking_in.enter();
     let (socket, path) = socket.into_parts();
     Listener::new(socket, path, around)
-}
-
-async fn end_left_over_sessions(registry: Registry, idle: Duration) {
-    if let Err(failure) = registry.end_left_over_sessions(idle).await {
-        warn!(%failure, "sessions left open by the last run cannot be read: they stay open");
-    }
 }
 
 /// Who may connect to the one socket may connect to the other.

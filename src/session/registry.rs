@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::actor::{Actor, Input};
 use super::agents::AgentDirectory;
@@ -20,6 +20,9 @@ const INBOX_BATCHES: usize = 2;
 
 /// When the sessions of an earlier run are looked at again while `session.max_open` is reached.
 const WHEN_FULL: Duration = Duration::from_secs(1);
+
+/// When they are looked for again after the store could not be read.
+const WHEN_UNREADABLE: Duration = Duration::from_secs(1);
 
 /// Sessions read per page at start.
 const PAGE: usize = 500;
@@ -148,16 +151,26 @@ impl Registry {
     }
 
     /// Sessions that were open in the store when the daemon started get an idle time from now on; those to which no
-    /// producer has come back by then are ended. Runs once, beside everything else.
+    /// producer has come back by then are ended. While the store cannot be read they wait. Runs once, beside everything
+    /// else.
     ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn end_left_over_sessions(&self, idle: Duration) -> Result<(), StoreError> {
+    /// # Cancel safety
+    /// What is not ended yet stays open.
+    pub async fn end_left_over_sessions(&self, idle: Duration) {
         tokio::time::sleep(idle).await;
-        let mut after = None;
+        let (mut after, mut unreadable) = (None, Throttle::new());
         loop {
-            let page = self.context.store.open_sessions(after, PAGE).await?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
+            let page = match self.context.store.open_sessions(after, PAGE).await {
+                Ok(page) => page,
+                Err(failure) => {
+                    if let Some(more) = unreadable.permits(Instant::now()) {
+                        warn!(%failure, more, "sessions left open by the last run cannot be read: they stay open until they can");
+                    }
+                    tokio::time::sleep(WHEN_UNREADABLE).await;
+                    continue;
+                }
+            };
+            let Some((last, _)) = page.last() else { return };
             after = Some(*last);
             for (_, identity) in page {
                 loop {
