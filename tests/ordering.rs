@@ -1,11 +1,13 @@
 //! The order within a session holds, whatever happens between two of its messages.
 
+use std::collections::HashMap;
+use std::fs;
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::support::oracle::{arrived, check_books};
-use crate::support::{Agent, Daemon, Fault, ManagerApi, Oracle, Producer, Rule, Variant, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Oracle, Producer, Rule, Variant, clock, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 
@@ -286,6 +288,47 @@ fn no_session_starves_beside_one_that_never_stops_talking() {
     oracle.owe(&talker);
     oracle.owe(&quiet);
     oracle.check(&daemon, &api);
+}
+
+#[test]
+fn sessions_take_turns_as_before_when_a_clock_that_ran_ahead_is_set_right() {
+    const SESSIONS: usize = 4;
+    const MESSAGES: usize = 256;
+    let directory = tempfile::tempdir().unwrap();
+    let wall = directory.path().join("wall");
+    fs::write(&wall, "+1y").unwrap();
+    let Some(environment) = clock::faketime("+1y") else { return };
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let mut builder = Daemon::builder().api(&api).set("upload.concurrency", "1");
+    for (name, value) in environment.iter().filter(|(name, _)| name != "FAKETIME") {
+        builder = builder.environment(name, value);
+    }
+    let wall_file = wall.display().to_string();
+    let daemon = builder.environment("FAKETIME_TIMESTAMP_FILE", &wall_file).environment("FAKETIME_NO_CACHE", "1").start();
+    api.fault(Fault::Delay(Duration::from_millis(1)));
+    let mut producers: Vec<Producer> =
+        (0..SESSIONS).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    for index in 0..MESSAGES {
+        for producer in &mut producers {
+            producer.say(1, &format!("message {index}"));
+        }
+    }
+    producers.iter_mut().for_each(Producer::wait_until_acked);
+    soon("every session has had a turn", || api.row_count() > 64 * SESSIONS as u64);
+    fs::write(&wall, "+0d").unwrap();
+    soon("all is delivered", || daemon.metric("pending") == 0);
+    // In the order in which they came.
+    let mut arrived = HashMap::<String, usize>::new();
+    for session in api.reports().into_iter().filter_map(|recorded| Some(recorded.report?.session_id)) {
+        *arrived.entry(session).or_default() += 1;
+        if arrived.values().any(|&count| count == MESSAGES) {
+            break;
+        }
+    }
+    let behind = arrived.values().min().copied().unwrap_or_default();
+    assert!(arrived.len() == SESSIONS && behind >= MESSAGES - 2 * 64, "one had all its turns before others: {arrived:?}");
+    check_books(&daemon);
 }
 
 #[test]

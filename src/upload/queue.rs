@@ -27,8 +27,18 @@ pub(super) struct Queue {
     places: u64,
 }
 
-/// A place in the queue: the wall clock of the oldest message (or of the session's last turn), then arrival.
-type Place = (i64, u64);
+/// A place in the queue: the session's order, then arrival.
+type Place = (Order, u64);
+
+/// What a session is older than others by.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Order {
+    /// It stood in the store, before all that this run took in: the wall clock of its oldest message.
+    Stored(i64),
+    /// When it came, or had its last turn: not by the wall clock, for one that ran ahead for a while would leave sessions
+    /// behind all later ones.
+    Since(Instant),
+}
 
 /// One session.
 pub(super) struct Entry {
@@ -38,8 +48,7 @@ pub(super) struct Entry {
     pub(super) urgent: bool,
     /// When its oldest message was taken in.
     pub(super) since: Instant,
-    /// The wall clock of that, or of the last turn: its order in the queue.
-    pub(super) order: i64,
+    pub(super) order: Order,
     /// Messages accepted or rejected since it is known here.
     pub(super) passed: u64,
     /// Messages accepted since it is known here.
@@ -81,7 +90,7 @@ pub(super) struct Drained {
 
 impl Queue {
     /// The session's entry, made when it is new here.
-    pub(super) fn enter(&mut self, handle: Arc<SessionHandle>, since: Instant, order: i64) -> &mut Entry {
+    pub(super) fn enter(&mut self, handle: Arc<SessionHandle>, since: Instant, order: Order) -> &mut Entry {
         self.sessions.entry(handle.key).or_insert_with(|| Box::new(Entry::new(handle, since, order)))
     }
 
@@ -232,7 +241,7 @@ impl Queue {
 }
 
 impl Entry {
-    fn new(handle: Arc<SessionHandle>, since: Instant, order: i64) -> Self {
+    fn new(handle: Arc<SessionHandle>, since: Instant, order: Order) -> Self {
         Self {
             handle,
             ended: false,
@@ -305,7 +314,7 @@ mod tests {
     }
 
     fn enter(queue: &mut Queue, key: i64, pending: u64, order: i64) {
-        queue.enter(handle(key, pending), Instant::now(), order);
+        queue.enter(handle(key, pending), Instant::now(), Order::Stored(order));
         queue.evaluate(SessionKey(key), RULE);
     }
 
@@ -319,6 +328,23 @@ mod tests {
         assert_eq!(queue.pop_ready().map(|(key, _)| key), Some(SessionKey(1)));
         assert!(queue.pop_ready().is_none());
         assert_eq!(queue.pop_timer(Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stood_in_the_store_goes_before_what_came_in_this_run() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        for (key, order) in [
+            (1, Order::Since(now + Duration::from_secs(1))),
+            (2, Order::Since(now)),
+            (3, Order::Stored(i64::MAX)),
+            (4, Order::Stored(0)),
+        ] {
+            queue.enter(handle(key, 5), now, order);
+            queue.evaluate(SessionKey(key), RULE);
+        }
+        let order: Vec<i64> = std::iter::from_fn(|| queue.pop_ready().map(|(key, _)| key.0)).collect();
+        assert_eq!(order, [4, 3, 2, 1]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -354,7 +380,7 @@ mod tests {
     async fn a_session_without_pending_messages_is_forgotten_and_its_waiters_are_answered() {
         let mut queue = Queue::default();
         let (reply, mut answer) = oneshot::channel();
-        let entry = queue.enter(handle(1, 0), Instant::now(), 1);
+        let entry = queue.enter(handle(1, 0), Instant::now(), Order::Stored(1));
         entry.ended = true;
         entry.passed = 1;
         entry.wait(reply);

@@ -20,7 +20,7 @@ use super::deliveries::{Deliveries, Request};
 use super::devices::{Admission, Devices};
 use super::due::DueRule;
 use super::gate::{Change, Closed, Gate, Probe};
-use super::queue::Queue;
+use super::queue::{Order, Queue};
 use super::secret::SecretReader;
 use super::turn::{Outcome, Progress, TURN_MESSAGES, Turn, TurnEnd};
 use crate::clock::wall_clock;
@@ -234,12 +234,12 @@ impl Uploader {
             // The age of what waits counts from when it was said to us, not from this start.
             let waited = wall_clock().0.saturating_sub(oldest.0).max(0).unsigned_abs();
             let since = Instant::now().checked_sub(Duration::from_millis(waited)).unwrap_or_else(Instant::now);
-            let entry = self.queue.enter(handle, since, oldest.0);
+            let entry = self.queue.enter(handle, since, Order::Stored(oldest.0));
             entry.ended |= ended;
             entry.since = entry.since.min(since);
             // What stood in the store at the start has waited long enough.
             entry.urgent = true;
-            entry.order = entry.order.min(oldest.0);
+            entry.order = entry.order.min(Order::Stored(oldest.0));
             self.evaluate(key);
         }
         if last.is_some() {
@@ -260,7 +260,7 @@ impl Uploader {
             if self.api.is_none() || (messages == 0 && !self.queue.contains(key)) {
                 continue;
             }
-            let entry = self.queue.enter(handle, Instant::from_std(since), wall_clock().0);
+            let entry = self.queue.enter(handle, Instant::from_std(since), Order::Since(Instant::now()));
             entry.ended = ended.unwrap_or(entry.ended);
             self.evaluate(key);
         }

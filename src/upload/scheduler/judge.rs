@@ -14,6 +14,7 @@ use crate::store::{Cursor, Passed, RejectReason, Rejection, SessionKey};
 use crate::upload::backoff::Backoff;
 use crate::upload::gate::Change;
 use crate::upload::poison::StrikeOutcome;
+use crate::upload::queue::Order;
 use crate::upload::turn::{Failure, Outcome, TurnEnd};
 
 impl Uploader {
@@ -68,7 +69,7 @@ impl Uploader {
             Outcome::Drained => {
                 if let Some(entry) = self.queue.get(key) {
                     entry.since = Instant::now();
-                    entry.order = wall_clock().0;
+                    entry.order = Order::Since(Instant::now());
                 }
             }
             Outcome::More => {
@@ -76,7 +77,7 @@ impl Uploader {
                     entry.urgent = true;
                     // To the back of the queue, if it had anything of its turn.
                     if went_on {
-                        entry.order = wall_clock().0;
+                        entry.order = Order::Since(Instant::now());
                     }
                 }
             }
@@ -156,7 +157,7 @@ impl Uploader {
         entry.failures += 1;
         self.metrics.retries.increment();
         entry.urgent = true;
-        entry.order = wall_clock().0;
+        entry.order = Order::Since(Instant::now());
         let delay = if entry.failures > upload.retry_attempts {
             Backoff::new(upload.backoff_max, upload.backoff_max).next_delay(retry_after, random())
         } else {

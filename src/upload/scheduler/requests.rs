@@ -7,10 +7,10 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::{UNKNOWN_DEVICE, Uploader, gate_backoff, now};
-use crate::clock::wall_clock;
 use crate::store::SessionHandle;
 use crate::upload::deliveries::{Delivered, Request, Server, UploadStatus};
 use crate::upload::gate::Change;
+use crate::upload::queue::Order;
 
 impl Uploader {
     pub(super) fn requested(&mut self, request: Request) {
@@ -72,7 +72,7 @@ impl Uploader {
             Some("the store cannot be written")
         } else {
             let key = handle.key;
-            self.queue.enter(handle, Instant::now(), wall_clock().0).wait(reply);
+            self.queue.enter(handle, Instant::now(), Order::Since(Instant::now())).wait(reply);
             self.evaluate(key);
             return;
         };
