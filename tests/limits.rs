@@ -289,6 +289,22 @@ fn a_line_syncs_its_bytes_and_not_the_times_of_the_log() {
 }
 
 #[test]
+fn a_stream_goes_on_after_more_of_them_than_its_session_remembers() {
+    let daemon = Daemon::builder().set("log.level", "'warn'").start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind_stream(MAC, "s", "stream");
+    agent.text(&line_of(1));
+    agent.wait_for_ack(1);
+    for number in 0..1_100 {
+        Agent::connect(&daemon).bind_stream(MAC, "s", &format!("another {number}"));
+    }
+    agent.text(&line_of(1));
+    agent.text(&line_of(2));
+    agent.wait_for_ack(2);
+    assert_eq!((daemon.labelled("skipped", "duplicate"), daemon.metric("pending")), (1, 2));
+}
+
+#[test]
 fn backpressure() {
     let mut daemon = Daemon::builder().set("log.level", "'warn'").start();
     let line =

@@ -1,18 +1,22 @@
 //! What an actor knows of its session, and how a line changes it: pure but for the clock it is given and the ids it
 //! draws. A cache of the store; thrown away whole when the store refuses a write.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::actor::Event;
 use super::turns::{Step, Turns};
+use super::youngest::{Youngest, YoungestIds};
 use crate::observe::{Conversation, Metrics, Skip};
 use crate::protocol::{ChatType, LiveKitEvent, Message, Transcript, UnixMillis};
 use crate::store::{
-    HeldTranscript, Lifecycle, NewMessage, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled, WriterEpoch,
+    HeldTranscript, Lifecycle, MAX_EVENT_IDS, NewMessage, OnSettled, OpenedSession, SessionHandle, SessionWrite, Settled,
+    WriterEpoch,
 };
+
+/// The most streams remembered in a session. One that is forgotten is asked of the store again.
+const MAX_STREAMS: usize = 1_000;
 
 /// A write in the making.
 pub(super) struct Draft {
@@ -91,31 +95,31 @@ pub(super) struct Memory {
     pub(super) epoch: WriterEpoch,
     pub(super) ended: bool,
     turns: Turns,
-    event_ids: HashSet<String>,
-    streams: HashMap<Arc<str>, u64>,
+    event_ids: YoungestIds<MAX_EVENT_IDS>,
+    streams: Youngest<u64, MAX_STREAMS>,
 }
 
 impl Memory {
     pub(super) fn restore(opened: OpenedSession) -> Self {
-        let turns = Turns::restore(opened.held, opened.event_ids.iter().cloned());
+        let turns = Turns::restore(opened.held, &opened.event_ids);
         Self {
             handle: opened.handle,
             epoch: WriterEpoch::default(),
             ended: opened.was_ended,
             turns,
             event_ids: opened.event_ids.into_iter().collect(),
-            streams: HashMap::new(),
+            streams: Youngest::default(),
         }
     }
 
     /// Whether the last number of a stream is known here.
     pub(super) fn is_bound(&self, stream: &str) -> bool {
-        self.streams.contains_key(stream)
+        self.streams.contains(stream)
     }
 
     /// Remembers a stream. What is known here may already be ahead of the store.
     pub(super) fn bind(&mut self, stream: &str, taken: u64) {
-        let known = self.streams.entry(Arc::from(stream)).or_insert(taken);
+        let known = self.streams.get_or_insert(&Arc::from(stream), taken);
         *known = (*known).max(taken);
     }
 
@@ -131,7 +135,7 @@ impl Memory {
     ) {
         let weight = event.weight();
         if let (Some(seq), Some(stream)) = (seq, stream) {
-            let last = self.streams.entry(Arc::clone(stream)).or_insert(0);
+            let last = self.streams.get_or_insert(stream, 0);
             if seq <= *last {
                 draft.skip(Skip::Duplicate, weight);
                 return;
@@ -232,7 +236,7 @@ impl Memory {
             return;
         }
         if let Some(id) = &message.event_id {
-            self.event_ids.insert(id.clone());
+            self.event_ids.insert(id);
         }
         self.reopen(draft);
         let sendable = message.chat_type != ChatType::Tool || send_tools;
@@ -298,4 +302,67 @@ fn release(draft: &mut Draft, uuid: Uuid) -> bool {
         draft.release.push(uuid);
     }
     stored
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{MacAddress, SessionId, SessionIdentity};
+    use crate::store::{Cursor, SessionKey};
+
+    struct Lab {
+        memory: Memory,
+        metrics: Metrics,
+    }
+
+    impl Lab {
+        fn new(event_ids: Vec<String>) -> Self {
+            let identity = SessionIdentity { mac: MacAddress::from_octets([0; 6]), session_id: SessionId::new("s").unwrap() };
+            let handle = Arc::new(SessionHandle::new(SessionKey(1), identity, Cursor::default(), 0));
+            let opened = OpenedSession { handle, held: Vec::new(), event_ids, agent_id: None, was_ended: false };
+            Self { memory: Memory::restore(opened), metrics: Metrics::default() }
+        }
+
+        /// Whether the message is taken, not skipped as a duplicate.
+        fn takes(&mut self, event_id: String, stream: Option<(&str, u64)>) -> bool {
+            let mut draft = Draft::new(UnixMillis(0));
+            let message = Message {
+                chat_type: ChatType::User,
+                content: "x".to_owned(),
+                time: UnixMillis(0),
+                time_replaced: false,
+                event_id: Some(event_id),
+                interrupted: false,
+                audio: None,
+                audio_invalid: false,
+                extra: None,
+            };
+            let (stream, seq) = stream.map(|(stream, seq)| (Arc::from(stream), seq)).unzip();
+            self.memory.apply(seq, stream.as_ref(), Event::Message(message), true, &self.metrics, &mut draft);
+            draft.messages.len() == 1
+        }
+    }
+
+    #[test]
+    fn a_session_that_never_ends_remembers_as_many_ids_as_one_that_is_opened_again() {
+        let id = |number: usize| format!("id-{number}");
+        let mut lab = Lab::new((0..MAX_EVENT_IDS).map(id).collect());
+        assert!(!lab.takes(id(0), None), "all of them are known");
+        for number in MAX_EVENT_IDS..MAX_EVENT_IDS + 100 {
+            assert!(lab.takes(id(number), None));
+        }
+        assert!((100..MAX_EVENT_IDS + 100).all(|number| !lab.takes(id(number), None)), "the youngest are known");
+        assert!(lab.takes(id(99), None), "the oldest were forgotten");
+    }
+
+    #[test]
+    fn of_streams_without_end_the_oldest_are_asked_of_the_store_again() {
+        let mut lab = Lab::new(Vec::new());
+        for number in 0..=MAX_STREAMS {
+            lab.memory.bind(&number.to_string(), 7);
+        }
+        assert!(!lab.memory.is_bound("0") && lab.memory.is_bound("1"));
+        assert!(!lab.takes("a".to_owned(), Some(("1", 7))), "the last number of a stream is remembered with it");
+        assert!(lab.takes("b".to_owned(), Some(("1", 8))));
+    }
 }

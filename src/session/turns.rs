@@ -16,10 +16,10 @@
 //! it is and touches no transcript, for a producer that sends both means both.
 //! Called by the session actor, which must have dropped items already known by `(session, id)` before.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 
 use super::words;
+use super::youngest::YoungestIds;
 use crate::store::HeldTranscript;
 
 /// The most transcripts held in a session. A turn has a handful; the oldest is emitted rather than lost.
@@ -50,7 +50,7 @@ pub enum Step {
 pub struct Turns {
     held: VecDeque<HeldTranscript>,
     held_bytes: usize,
-    items: ItemIds,
+    items: YoungestIds<MAX_ITEM_IDS>,
 }
 
 impl Turns {
@@ -58,13 +58,8 @@ impl Turns {
     /// Ids of other messages among them do no harm.
     #[must_use]
     pub fn restore(held: Vec<HeldTranscript>, item_ids: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
-        let mut turns = Self::default();
-        for id in item_ids {
-            turns.items.insert(id.as_ref());
-        }
-        turns.held_bytes = held.iter().map(|transcript| transcript.text.len()).sum();
-        turns.held = held.into();
-        turns
+        let held_bytes = held.iter().map(|transcript| transcript.text.len()).sum();
+        Self { held: held.into(), held_bytes, items: item_ids.into_iter().collect() }
     }
 
     /// Takes in a final transcript.
@@ -159,35 +154,6 @@ impl Turns {
 /// Whether one transcript of an item says all that another one says. Of very long ones only the very same text counts.
 fn says(text: &str, other: &str) -> bool {
     text == other || (text.len() <= MAX_COMPARED_BYTES && words::covered(text, [other]) == [true])
-}
-
-/// The ids of the last items of the user.
-#[derive(Debug, Default)]
-struct ItemIds {
-    known: HashSet<Arc<str>>,
-    order: VecDeque<Arc<str>>,
-}
-
-impl ItemIds {
-    fn contains(&self, id: &str) -> bool {
-        self.known.contains(id)
-    }
-
-    /// Whether it is new.
-    fn insert(&mut self, id: &str) -> bool {
-        if self.contains(id) {
-            return false;
-        }
-        if self.order.len() >= MAX_ITEM_IDS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.known.remove(&oldest);
-        }
-        let id: Arc<str> = id.into();
-        self.known.insert(Arc::clone(&id));
-        self.order.push_back(id);
-        true
-    }
 }
 
 #[cfg(test)]

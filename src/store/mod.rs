@@ -60,8 +60,9 @@ pub use import::{ImportError, Imported, ImportedMessage, ImportedSession, Import
 pub use record::{HeldTranscriptRecord, MessageState, RejectedRow, SessionSnapshot, TranscriptMessage};
 pub use session_handle::SessionHandle;
 pub use types::{
-    Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, NewMessage, NoRoom, OnSettled, OpenedSession,
-    PendingMessage, RejectReason, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamStand, StreamTaken, WaitingDevice,
+    Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, MAX_EVENT_IDS, NewMessage, NoRoom, OnSettled,
+    OpenedSession, PendingMessage, RejectReason, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamStand, StreamTaken,
+    WaitingDevice,
     WriterEpoch,
 };
 

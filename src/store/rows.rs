@@ -147,13 +147,14 @@ pub(super) fn event_ids(
     connection: &Connection,
     key: SessionKey,
     since: UnixMillis,
-    limit: i64,
+    limit: usize,
 ) -> rusqlite::Result<Vec<String>> {
     let mut statement = cached(
         connection,
         "SELECT event_id FROM messages INDEXED BY messages_by_session
          WHERE session = ?1 AND recorded_ms >= ?2 AND event_id IS NOT NULL ORDER BY id DESC LIMIT ?3",
     )?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut ids: Vec<String> =
         statement.query_map([key.0, since.0, limit], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     ids.reverse();

@@ -9,13 +9,11 @@ use super::inbox::Found;
 use super::rows;
 use super::session_handle::SessionHandle;
 use super::shelf::Overlay;
-use super::types::{BacklogSession, OpenedSession, SessionKey};
+use super::types::{BacklogSession, MAX_EVENT_IDS, OpenedSession, SessionKey};
 use crate::protocol::{SessionIdentity, UnixMillis};
 
 /// How long de-duplication keys outlive the end of their session.
 pub(super) const KEYS_LIVE_MS: i64 = 24 * 3_600_000;
-/// De-duplication keys of one session that are loaded again: the youngest.
-const EVENT_IDS: i64 = 50_000;
 
 /// The shared handle of a session that is in the database.
 pub(super) fn handle(
@@ -61,7 +59,7 @@ pub(super) fn load(
     Ok(Some(OpenedSession {
         handle: handle(directory, connection, row.key, identity)?,
         held: rows::held(connection, row.key)?,
-        event_ids: rows::event_ids(connection, row.key, since, EVENT_IDS)?,
+        event_ids: rows::event_ids(connection, row.key, since, MAX_EVENT_IDS)?,
         agent_id: row.agent_id,
         was_ended: row.ended,
     }))

@@ -203,6 +203,9 @@ pub struct SessionWrite {
     pub on_settled: Option<OnSettled>,
 }
 
+/// The most de-duplication keys of a session that are remembered: the youngest.
+pub const MAX_EVENT_IDS: usize = 50_000;
+
 /// A session that was opened for writing: the actor's memory, reloaded.
 pub struct OpenedSession {
     /// The shared handle.

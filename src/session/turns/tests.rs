@@ -294,16 +294,6 @@ fn beyond_the_bounds_the_oldest_is_emitted() {
     assert_eq!(large.turns.held(), 0);
 }
 
-#[test]
-fn only_so_many_item_ids_are_remembered() {
-    let mut ids = ItemIds::default();
-    for number in 0..=MAX_ITEM_IDS {
-        assert!(ids.insert(&number.to_string()));
-    }
-    assert!(!ids.contains("0") && ids.contains("1"));
-    assert_eq!((ids.known.len(), ids.order.len()), (MAX_ITEM_IDS, MAX_ITEM_IDS));
-}
-
 /// Both fixtures are what a real `AgentSession` emitted.
 #[test]
 fn a_real_conversation_has_sixteen_messages_and_nothing_left_over() {
