@@ -323,6 +323,7 @@ def _at_exit() -> None:
 class _Line(NamedTuple):
     seq: int
     data: bytes
+    told: int  # how many dropped lines it tells the daemon of
 
 
 class ChatHistoryClient:
@@ -367,7 +368,7 @@ class ChatHistoryClient:
         self._from_threads_bytes = 0
         self._from_threads_lock = threading.Lock()
         # Dropped after they were written: the daemon may have them nevertheless, its next answer tells.
-        self._doubtful: Deque[Tuple[int, int]] = deque()
+        self._doubtful: Deque[Tuple[int, int, int]] = deque()  # number, connection, told
         self._enqueued = self._acked = self._lost = self._refused = self._errors = self._connects = 0
         # The connection.
         self._sock: Optional[socket.socket] = None
@@ -389,6 +390,7 @@ class ChatHistoryClient:
         self._close_seen = False
         self._end_seq = 0  # of the last session_end
         self._end_reason = ""
+        self._told = 0  # dropped lines that a session_end told of: the daemon adds up what it is told
         self._hurried = False
         self._give_up_at: Optional[float] = None
         self._waiters: Set["asyncio.Future[None]"] = set()
@@ -625,10 +627,10 @@ class ChatHistoryClient:
                 self._from_threads_bytes -= len(body)
             self._push(body)
 
-    def _push(self, body: bytes) -> int:
+    def _push(self, body: bytes, told: int = 0) -> int:
         self._seq += 1
         self._enqueued += 1
-        line = _Line(self._seq, b'%s,"seq":%d}\n' % (body[:-1], self._seq))
+        line = _Line(self._seq, b'%s,"seq":%d}\n' % (body[:-1], self._seq), told)
         self._make_room(len(line.data))
         caught_up = not self._waiting and not self._out
         self._waiting.append(line)
@@ -648,15 +650,19 @@ class ChatHistoryClient:
         ):
             if self._unacked:
                 line = self._unacked.popleft()
-                self._doubtful.append((line.seq, self._connects))
+                self._doubtful.append((line.seq, self._connects, line.told))
                 if len(self._doubtful) > 4096:
-                    self._doubtful.popleft()
-                    self._lost += 1
+                    self._lose(self._doubtful.popleft()[2])
             else:
                 line = self._waiting.popleft()
-                self._lost += 1
+                self._lose(line.told)
             self._bytes -= len(line.data)
             self._warn("dropping", "the daemon is away or stalled and memory is full: dropping the oldest lines")
+
+    def _lose(self, told: int) -> None:
+        """A line will never arrive, nor what it told."""
+        self._lost += 1
+        self._told -= told
 
     def _settled_up_to(self, seq: int) -> bool:
         """What the daemon has answered for leaves our memory. Whether anything did."""
@@ -825,10 +831,11 @@ class ChatHistoryClient:
     def _give_up(self) -> None:
         left = len(self._unacked) + len(self._waiting)
         if left:
+            for line in (*self._unacked, *self._waiting):
+                self._lose(line.told)
             self._unacked.clear()
             self._waiting.clear()
             self._bytes = 0
-            self._lost += left
             self._warn("gave up", "the daemon did not come back within a minute after the end: %d lines given up" % left)
         self._wake()
 
@@ -950,8 +957,7 @@ class ChatHistoryClient:
         self._on_ack(last_seq if isinstance(last_seq, int) else 0)
         # What was dropped after it had been written to an earlier connection did not arrive there.
         while self._doubtful and self._doubtful[0][1] < self._connects:
-            self._doubtful.popleft()
-            self._lost += 1
+            self._lose(self._doubtful.popleft()[2])
         self._flowing = True
 
     def _on_error(self, answer: Dict[str, Any]) -> None:
@@ -976,8 +982,11 @@ class ChatHistoryClient:
             if self._end_seq and self._end_seq == self._seq:
                 return
             self._make_room(512)
-            end = {"type": "session_end", "reason": self._end_reason, "dropped": self.stats.dropped}
-            self._end_seq = self._push(_encode(end))
+            # What an earlier end told is not said again; some of it may have arrived after all.
+            dropped = max(0, self.stats.dropped - self._told)
+            self._told += dropped
+            end = {"type": "session_end", "reason": self._end_reason, "dropped": dropped}
+            self._end_seq = self._push(_encode(end), dropped)
         except Exception as problem:
             self._swallow("session_end", problem)
 

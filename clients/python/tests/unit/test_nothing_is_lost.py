@@ -561,6 +561,43 @@ def test_a_session_that_ended_without_its_close_event_is_still_followed(path: st
     ]
 
 
+def test_what_was_dropped_is_told_once_although_the_session_ends_twice(path: str) -> None:
+    async def agent() -> int:
+        session, client = Session(), ChatHistoryClient(path, max_lines=5)
+        client.attach(session, session_id="room")
+        for n in range(10):
+            client.message(1, str(n))
+        with peer_at(path, archive):
+            await until(lambda: client.stats.pending == 0)
+            await client.on_shutdown("job")
+            session.emit("conversation_item_added", item("the last words"))
+            session.emit("close", close())
+            await until(lambda: client.stats.pending == 0)
+        return client.stats.dropped
+
+    archive = Archive()
+    assert asyncio.run(agent()) == 5
+    assert [line["dropped"] for line in archive.all() if line["type"] == "session_end"] == [5, 0]
+
+
+def test_what_a_dropped_end_told_is_told_by_the_next_one(path: str) -> None:
+    async def agent() -> int:
+        client = ChatHistoryClient(path, max_lines=5)
+        client.attach(None, session_id="room")
+        for n in range(10):
+            client.message(1, str(n))
+        assert not await client.aclose(timeout=0.01)
+        for n in range(10, 20):
+            client.message(1, str(n))
+        with peer_at(path, archive):
+            assert await client.aclose(timeout=20)
+        return client.stats.dropped
+
+    archive = Archive()
+    assert asyncio.run(agent()) == 17
+    assert [line["dropped"] for line in archive.all() if line["type"] == "session_end"] == [17]
+
+
 def test_on_shutdown_waits_for_the_close_event_before_it_ends_the_session(path: str) -> None:
     async def agent() -> None:
         session, client = Session(), ChatHistoryClient(path)
