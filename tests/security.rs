@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rusqlite::{Connection, OpenFlags};
 use serde_json::json;
 
 use crate::support::daemon::binary;
@@ -329,6 +330,57 @@ fn no_link_in_the_store_is_written_through() {
             assert_eq!(fs::read(&victim).unwrap(), b"precious", "{name}");
         }
     }
+}
+
+#[test]
+fn a_link_in_place_of_the_search_index_is_replaced_and_not_followed() {
+    for name in ["search.db", "search.db-wal", "search.db-shm"] {
+        let directory = tempfile::tempdir().unwrap();
+        // Empty, it would be taken for a new database.
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "").unwrap();
+        let mut daemon = Daemon::builder().directory(directory.path()).prepare();
+        // The directory itself is reached through a link, as systemd makes one.
+        let store = directory.path().canonicalize().unwrap().join("private");
+        fs::create_dir(&store).unwrap();
+        symlink(&store, daemon.store()).unwrap();
+        symlink(&victim, store.join(name)).unwrap();
+        daemon.start();
+        let mut producer = Producer::connected(&daemon, MAC, "s");
+        producer.say(1, CANARY);
+        producer.wait_until_acked();
+        soon("it is indexed", || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+            let index = Connection::open_with_flags(store.join("search.db"), flags);
+            index.is_ok_and(|index| {
+                index.query_row("SELECT count(*) FROM words", [], |row| row.get(0)).is_ok_and(|count: i64| count == 1)
+            })
+        });
+        assert!(!store.join(name).is_symlink(), "{name}");
+        assert_eq!(fs::read(&victim).unwrap(), b"", "{name}");
+    }
+}
+
+#[test]
+fn a_search_reads_no_index_through_a_link() {
+    let mut daemon = Daemon::builder().start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, CANARY);
+    producer.wait_until_acked();
+    assert!(daemon.term(SOON).success());
+    // An index that says that all is indexed, and nothing was said.
+    let elsewhere = daemon.directory().join("elsewhere.db");
+    let index = Connection::open(&elsewhere).unwrap();
+    index
+        .execute_batch("CREATE TABLE state (name, value); INSERT INTO state VALUES ('watermark', 1000000); CREATE VIRTUAL TABLE words USING fts5(text);")
+        .unwrap();
+    drop(index);
+    let place = daemon.store().join("search.db");
+    let _ = fs::remove_file(&place);
+    symlink(&elsewhere, &place).unwrap();
+    let words = ["history", "search", CANARY, "--config", daemon.config().to_str().unwrap()].map(str::to_owned);
+    let (code, found) = said(&words.each_ref().map(String::as_str), &[]);
+    assert!(code == Some(0) && found.contains(CANARY), "{code:?} {found}");
 }
 
 #[test]

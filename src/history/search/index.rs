@@ -1,18 +1,22 @@
 //! The index of words: an FTS5 table in `search.db` beside the store, fed up to a watermark.
 //!
 //! Promises: what leaves the store leaves the index, and is overwritten in its file; a damaged index is deleted and
-//! made anew. Only one hand in a process changes it at a time, and only that of the store's owner does.
+//! made anew, and so is one with something else in place of a file: a symlink is never followed. Only one hand in a process changes it at a time, and only that of the store's owner does.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::libc::O_NOFOLLOW;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use tokio_util::sync::CancellationToken;
 
 use super::words::indexed;
 use crate::observe::Metrics;
 use crate::store::{Archive, ArchiveError, RowId};
+
+/// What SQLite appends to the name of a database.
+const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Rows read at once.
 const STEP_ROWS: usize = 200;
@@ -62,7 +66,19 @@ impl SearchIndex {
     }
 
     fn path(&self) -> PathBuf {
-        self.directory.join("search.db")
+        self.member("")
+    }
+
+    /// The directory may be reached through a symlink (systemd's `StateDirectory=` makes one), a file in it may not.
+    fn member(&self, suffix: &str) -> PathBuf {
+        let directory = self.directory.canonicalize();
+        directory.as_ref().unwrap_or(&self.directory).join(format!("search.db{suffix}"))
+    }
+
+    fn remove(&self) {
+        for suffix in SUFFIXES {
+            let _ = std::fs::remove_file(self.member(suffix));
+        }
     }
 
     /// Feeds rows above the watermark, at most so many; answers whether more are there.
@@ -134,19 +150,21 @@ impl SearchIndex {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown)
             )
         {
-            for suffix in ["", "-wal", "-shm"] {
-                let _ = std::fs::remove_file(self.directory.join(format!("search.db{suffix}")));
-            }
+            self.remove();
         }
         result
     }
 
     fn open(&self) -> rusqlite::Result<Connection> {
         use std::os::unix::fs::OpenOptionsExt;
+        let is_irregular = |path: PathBuf| path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file());
+        if SUFFIXES.iter().any(|suffix| is_irregular(self.member(suffix))) {
+            self.remove();
+        }
         let path = self.path();
         // SQLite gives its log the mode of the database.
-        let _ = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let _ = std::fs::OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(O_NOFOLLOW).open(&path);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let connection = Connection::open_with_flags(path, flags)?;
         connection.busy_timeout(Duration::from_secs(2))?;
         connection.pragma_update(None, "journal_mode", "wal")?;
@@ -165,7 +183,7 @@ impl SearchIndex {
     #[must_use]
     pub fn read(&self) -> Option<Reader> {
         let path = self.path();
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let connection = Connection::open_with_flags(path, flags).ok()?;
         connection.busy_timeout(Duration::from_secs(2)).ok()?;
         let watermark = watermark(&connection).ok()?;
