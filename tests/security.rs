@@ -293,6 +293,26 @@ fn files_are_private_whatever_the_umask() {
     }
 }
 
+#[test]
+fn what_a_kill_in_a_salvage_leaves_is_private_whatever_the_umask() {
+    if !disk::strace_works() {
+        return;
+    }
+    let umask = ["sh", "-c", "umask 0; exec \"$@\"", "sh"].map(str::to_owned);
+    let killed = disk::inject("rename,renameat,renameat2", "signal=KILL:when=1");
+    let mut daemon = Daemon::builder().wrapper(&umask).wrapper(&killed).prepare();
+    fs::create_dir(daemon.store()).unwrap();
+    fs::write(daemon.store().join("history.db"), "no database at all").unwrap();
+    fs::set_permissions(daemon.store().join("history.db"), fs::Permissions::from_mode(0o600)).unwrap();
+    daemon.spawn();
+    daemon.wait(SOON);
+    let left = tree(&daemon.store());
+    assert!(left.iter().any(|path| path.ends_with("unfinished")), "{left:?}");
+    for path in left {
+        assert_eq!(mode(&path), if path.is_dir() { 0o700 } else { 0o600 }, "{}", path.display());
+    }
+}
+
 // ---- links ---------------------------------------------------------------------------------------------------------
 
 #[test]

@@ -146,7 +146,7 @@ impl Files {
             .unwrap_or_else(|| corrupt.join(name));
         private_directory(&place).map_err(StoreError::file("create the directory", &place))?;
         let marker = place.join(UNFINISHED);
-        File::create_new(&marker).map_err(StoreError::file("create", &marker))?;
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&marker).map_err(StoreError::file("create", &marker))?;
         // The log and the index first: a database left without its log for a moment is still a database, but a fresh
         // database must never find a stranger's log beside it.
         for suffix in SUFFIXES.iter().rev() {
