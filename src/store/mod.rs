@@ -62,8 +62,7 @@ pub use session_handle::SessionHandle;
 pub use types::{
     Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, MAX_EVENT_IDS, NewMessage, NoRoom, OnSettled,
     OpenedSession, PendingMessage, RejectReason, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamStand, StreamTaken,
-    WaitingDevice,
-    WriterEpoch,
+    WaitingDevice, WriterEpoch,
 };
 
 #[cfg(test)]
