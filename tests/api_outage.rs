@@ -173,6 +173,35 @@ fn every_kind_of_poison_is_found_and_what_is_no_word_about_the_message_is_none()
     }
 }
 
+/// What stands before a server (a firewall that reads along, a block page) may refuse one text as a server refuses a wrong secret.
+#[test]
+fn what_is_forbidden_for_one_message_holds_up_no_other_session() {
+    for fault in [Fault::status(403), Fault::html(), Fault::redirect("/blocked")] {
+        let (api, _) = ground(Variant::Fork);
+        let daemon = hasty(&api).start();
+        api.rule(Rule::new(fault.clone()).content("forbidden words"));
+        say(&daemon, MAC, "forbidden", "forbidden words");
+        let mut others: Vec<Producer> =
+            (0..3).map(|index| Producer::connected(&daemon, MAC, &format!("session-{index}"))).collect();
+        let mut said = 0;
+        soon(&format!("{fault:?}: it is found to be the message's"), || {
+            for other in &mut others {
+                other.say(1, &format!("message {said}"));
+            }
+            said += 1;
+            daemon.labelled("rejected", "refused_by_server") == 1
+        });
+        let mut oracle = Oracle::new(&daemon);
+        for other in &mut others {
+            other.wait_until_acked();
+            oracle.owe(other);
+        }
+        oracle.check_arrivals(&api);
+        soon("all is through", || daemon.metric("pending") == 0);
+        check_books(&daemon);
+    }
+}
+
 #[test]
 fn a_session_is_no_witness_against_its_own_message() {
     let api = ManagerApi::start(Variant::Fork);

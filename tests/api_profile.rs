@@ -185,6 +185,20 @@ fn the_profile_is_asked_again_before_the_first_report_after_an_outage_that_was_a
     }
 }
 
+/// A proxy that is loaded anew, or one replica that is not ready.
+#[test]
+fn a_server_that_named_its_version_is_not_taken_for_an_old_one_because_the_page_is_gone_for_a_moment() {
+    let (api, daemon) = ground(Variant::Upstream);
+    say(&daemon, MAC, "before", "Hello");
+    api.wait_for_rows("before", 1);
+    api.rule(Rule::new(Fault::status(404)).on(Endpoint::PubConfig).times(1));
+    api.rule(Rule::new(Fault::ResetBeforeCommit).times(1));
+    say(&daemon, MAC, "during", "Hello");
+    let rows = api.wait_for_rows("during", 1);
+    assert!((1_700_000_000_000..4_000_000_000_000).contains(&rows[0].created_at_ms), "{rows:?}");
+    assert_eq!(daemon.status()["upload"]["time_unit"], "milliseconds");
+}
+
 #[test]
 fn an_agent_is_asked_for_once_per_device_and_a_server_without_the_endpoint_once() {
     for (variant, most) in [(Variant::Fork, 2), (Variant::Upstream, 1)] {

@@ -327,6 +327,27 @@ fn an_outage_delays_and_loses_nothing() {
     oracle.check(&daemon, &api);
 }
 
+/// As a proxy with its default limit of one megabyte.
+#[test]
+fn audio_that_is_too_large_for_what_stands_before_the_server_costs_no_text() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let daemon = Daemon::builder().api(&api).set("manager_api.send_audio", "true").start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    let say = |agent: &mut Agent, content: &str, audio: &str| {
+        agent.line(&json!({ "type": "message", "chat_type": 1, "content": content, "audio_base64": audio }));
+    };
+    // The first report of it has the audio; what comes again and is taken has none.
+    api.rule(Rule::new(Fault::status(413)).content("with a long recording").times(1));
+    say(&mut agent, "with a long recording", &"AAAA".repeat(50_000));
+    say(&mut agent, "with a short one", "AAAA");
+    let rows = api.wait_for_rows("s", 2);
+    assert_eq!(rows[0].content, "with a long recording");
+    soon("it is through", || daemon.metric("delivered") == 2);
+    assert_eq!((daemon.metric("retries"), daemon.metric("audio_not_sent")), (0, 1));
+}
+
 #[test]
 fn what_was_cut_or_left_out_is_counted_once_a_message_however_often_it_was_tried() {
     let api = ManagerApi::start(Variant::Fork);

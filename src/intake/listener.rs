@@ -85,6 +85,8 @@ impl Listener {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
+                // Before the queue, which somebody may fill as fast as it is emptied: who asks is answered all the same.
+                Some(answer) = self.are_you_alive.recv() => { let _ = answer.send(()); }
                 accepted = self.socket.async_io(Interest::READABLE, UnixListener::accept) => match accepted {
                     Ok((stream, _)) => {
                         if pause > PAUSE.0 {
@@ -95,7 +97,6 @@ impl Listener {
                     }
                     Err(error) => self.back_off(&error, &mut pause, &stop).await,
                 },
-                Some(answer) = self.are_you_alive.recv() => { let _ = answer.send(()); }
             }
         }
         self.drain().await;

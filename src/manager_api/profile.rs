@@ -39,6 +39,9 @@ pub struct ServerProfile {
     pub content_limit: ContentLimit,
     /// Longest session id, in characters.
     pub session_id_limit: usize,
+    /// Whether it is by a word of the server or of the settings, and not by the silence of one that has no place for its
+    /// version, as old ones have none.
+    pub is_named: bool,
 }
 
 /// The server did not say clearly what it is: nothing may be sent.
@@ -52,10 +55,10 @@ pub struct ProfileUnknown {
 impl ServerProfile {
     /// Servers before 0.9.3.
     pub const SECONDS: Self =
-        Self { unit: TimeUnit::Seconds, content_limit: ContentLimit::Characters(1024), session_id_limit: 100 };
+        Self { unit: TimeUnit::Seconds, content_limit: ContentLimit::Characters(1024), session_id_limit: 100, is_named: false };
     /// Servers from 0.9.3 on.
     pub const MILLISECONDS: Self =
-        Self { unit: TimeUnit::Milliseconds, content_limit: ContentLimit::Bytes(65_535), session_id_limit: 50 };
+        Self { unit: TimeUnit::Milliseconds, content_limit: ContentLimit::Bytes(65_535), session_id_limit: 50, is_named: true };
 
     /// The profile that the settings fix, without asking: `None` when `report_time_unit` is `auto`.
     #[must_use]
@@ -65,7 +68,7 @@ impl ServerProfile {
             ReportTimeUnit::Seconds => Self::SECONDS,
             ReportTimeUnit::Milliseconds => Self::MILLISECONDS,
         };
-        Some(line.limited(settings.max_content))
+        Some(Self { is_named: true, ..line.limited(settings.max_content) })
     }
 
     /// The profile with `manager_api.max_content` in place of its own content limit.
@@ -77,6 +80,20 @@ impl ServerProfile {
             Some(MaxContent::Bytes(count)) => ContentLimit::Bytes(count),
         };
         Self { content_limit, ..self }
+    }
+
+    /// This profile, unless the server named a version a moment ago and has no place for it now: a proxy that has lost its
+    /// way for a moment answers like that, too. Said again with nothing known, it is believed.
+    ///
+    /// # Errors
+    /// When it is not to be believed.
+    pub fn believed_after(self, known: Option<Self>) -> Result<Self, ProfileUnknown> {
+        match known {
+            Some(known) if known.is_named && !self.is_named => Err(ProfileUnknown {
+                reason: "user/pub-config is not there any more, and the server had named its version".to_owned(),
+            }),
+            _ => Ok(self),
+        }
     }
 
     /// The profile behind an answer of `GET {url}/user/pub-config`.
@@ -106,7 +123,7 @@ impl ServerProfile {
             .and_then(|data| serde_json::from_str(data).ok())
             .ok_or_else(|| unknown("user/pub-config names no version"))?;
         let version = version(&config.version).ok_or_else(|| unknown("user/pub-config names a version that is none"))?;
-        Ok(if version >= [0, 9, 3] { Self::MILLISECONDS } else { Self::SECONDS })
+        Ok(if version >= [0, 9, 3] { Self::MILLISECONDS } else { Self { is_named: true, ..Self::SECONDS } })
     }
 }
 
@@ -167,7 +184,7 @@ mod tests {
             assert_eq!(named(version), Ok(ServerProfile::MILLISECONDS), "{version}");
         }
         for version in ["0.7.5", "0.9.2", "0.9", "0", "0.8.99", "v0.9.2-rc1"] {
-            assert_eq!(named(version), Ok(ServerProfile::SECONDS), "{version}");
+            assert_eq!(named(version), Ok(ServerProfile { is_named: true, ..ServerProfile::SECONDS }), "{version}");
         }
     }
 

@@ -129,10 +129,13 @@ impl SessionId {
     /// Checks a session id.
     ///
     /// # Errors
-    /// When it is empty, longer than 100 characters or holds control characters.
+    /// When it is empty or blank (the server refuses both), longer than 100 characters or holds control characters.
     pub fn new(text: &str) -> Result<Self, InvalidIdentity> {
         if text.is_empty() {
             return Err(InvalidIdentity("is empty"));
+        }
+        if text.trim().is_empty() {
+            return Err(InvalidIdentity("is blank"));
         }
         if text.chars().nth(Self::MAX_CHARACTERS).is_some() {
             return Err(InvalidIdentity("is longer than 100 characters"));

@@ -14,7 +14,7 @@ use super::deliveries::Delivered;
 use super::due::{Backlog, DueRule};
 use super::poison::Strikes;
 use crate::observe::{Ended, Episode};
-use crate::store::{SessionHandle, SessionKey};
+use crate::store::{RowId, SessionHandle, SessionKey};
 
 /// All sessions with undelivered messages.
 #[derive(Default)]
@@ -56,6 +56,8 @@ pub(super) struct Entry {
     /// Failed attempts in a row.
     pub(super) failures: u32,
     pub(super) strikes: Strikes,
+    /// The message to which an answer was given that an operator must act on, and how often the gate had opened by then.
+    pub(super) forbidden: Option<(RowId, u64)>,
     /// Its reports fail.
     pub(super) trouble: Episode,
     pub(super) backoff: Option<Box<Backoff>>,
@@ -252,6 +254,7 @@ impl Entry {
             accepted: 0,
             failures: 0,
             strikes: Strikes::default(),
+            forbidden: None,
             trouble: Episode::new(),
             backoff: None,
             stage: Stage::Idle,
@@ -263,6 +266,7 @@ impl Entry {
     pub(super) fn forgive(&mut self, now: Instant) -> Option<Ended> {
         self.failures = 0;
         self.strikes.reset();
+        self.forbidden = None;
         self.backoff = None;
         self.trouble.ends(now.into_std())
     }

@@ -61,6 +61,8 @@ pub struct Uploader {
     gate: Gate,
     /// Since when the gate is closed, for whatever reasons.
     shut_at: Option<Instant>,
+    /// How often it has opened.
+    openings: u64,
     profile: Profile,
     queue: Queue,
     devices: Devices,
@@ -140,6 +142,7 @@ impl Uploader {
             store,
             gate: Gate::new(current.upload.concurrency, gate_backoff(&current)),
             shut_at: None,
+            openings: 0,
             settings,
             metrics,
             requests,
@@ -435,7 +438,7 @@ impl Uploader {
         if knocked {
             self.gate.probe_over();
         }
-        let change = match answer {
+        let change = match answer.and_then(|profile| profile.believed_after(self.profile.known)) {
             Ok(profile) => {
                 if self.profile.known != Some(profile) {
                     info!(unit = profile.unit.as_str(), "the server's profile is known");
@@ -510,6 +513,7 @@ impl Uploader {
                 }
             }
             (Change::Opened, _) => {
+                self.openings += 1;
                 let after = self.shut_at.take().map(|since| tracing::field::debug(since.elapsed()));
                 info!(after, "the gate is open: messages are sent");
             }

@@ -220,6 +220,8 @@ impl Turn {
             OnLongContent::Truncate if !begun => truncate(&message.content, limit),
             OnLongContent::Truncate | OnLongContent::Split => Cow::Borrowed(message.content.as_str()),
         };
+        // The text is worth more than the sound: what stands before a server may find the two too large.
+        let mut audio_is_too_large = false;
         loop {
             let permit = self.permit().await?;
             // That may have taken long.
@@ -237,7 +239,7 @@ impl Turn {
             }
             // The audio belongs to the whole message: it goes with the first part.
             let recorded = message.audio.as_deref().filter(|_| offset == 0);
-            let audio = audio_to_send(recorded, self.settings.manager_api.send_audio);
+            let audio = audio_to_send(recorded, self.settings.manager_api.send_audio && !audio_is_too_large);
             let report = Report {
                 mac: self.handle.identity.mac,
                 session_id: &session_id_within(self.handle.identity.session_id.as_str(), self.profile.session_id_limit),
@@ -278,6 +280,7 @@ impl Turn {
                     end.answered = true;
                     return Err(Outcome::Unregistered);
                 }
+                Verdict::Refused { .. } if attempt.status == Some(413) && audio.is_some() => audio_is_too_large = true,
                 _ => {
                     end.permit = permit;
                     let nothing_else = self.progress.accepted.load(Ordering::Relaxed) == accepted_before;

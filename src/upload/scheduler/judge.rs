@@ -10,7 +10,7 @@ use crate::clock::wall_clock;
 use crate::manager_api::Verdict;
 use crate::observe::Mention;
 use crate::protocol::MacAddress;
-use crate::store::{Cursor, Passed, RejectReason, Rejection, SessionKey};
+use crate::store::{Cursor, Passed, RejectReason, Rejection, RowId, SessionKey};
 use crate::upload::backoff::Backoff;
 use crate::upload::gate::Change;
 use crate::upload::poison::StrikeOutcome;
@@ -106,7 +106,9 @@ impl Uploader {
         if std::mem::replace(&mut self.accepted_before, accepted) != accepted {
             self.gate.flowing();
         }
+        let is_its_own = matches!(verdict, Verdict::Operator { .. }) && self.is_forbidden_alone(key, failure.row);
         let change = match verdict {
+            Verdict::Operator { reason } if is_its_own => self.gate.refused(key, reason, now(), random()),
             Verdict::Operator { reason } => self.gate.operator(reason, now(), random()),
             Verdict::Refused { answer } => self.gate.refused(key, answer, now(), random()),
             Verdict::Later { reason, retry_after, .. } => self.gate.later(reason, *alone, *retry_after, now(), random()),
@@ -115,14 +117,24 @@ impl Uploader {
         // However it failed: behind a closed gate there is time for another server, and the next report waits for a knock.
         self.profile.ask |= self.gate.closed().is_some();
         self.announce(change);
-        if matches!(verdict, Verdict::Operator { .. }) {
-            // Not the session's fault: it is among the first when the gate opens.
+        if matches!(verdict, Verdict::Operator { .. }) && !is_its_own {
+            // Not the session's fault, or not known to be: it is due when the gate opens, behind the others that are.
             if let Some(entry) = self.queue.get(key) {
                 entry.urgent = true;
+                entry.order = Order::Since(Instant::now());
             }
         } else if !self.rejects_poison(key, failure) {
             self.repeat_later(key, verdict);
         }
+    }
+
+    /// Whether this answer is for this message alone: it had one like it before, and the gate has opened since. What stands
+    /// before a server may dislike a text and refuse it as it refuses a wrong secret.
+    fn is_forbidden_alone(&mut self, key: SessionKey, row: RowId) -> bool {
+        let openings = self.openings;
+        let Some(entry) = self.queue.get(key) else { return false };
+        let before = entry.forbidden.replace((row, openings));
+        before.is_some_and(|(forbidden, then)| forbidden == row && then < openings)
     }
 
     /// The poison rule. `true`: the message is rejected and its session goes on.
