@@ -161,28 +161,50 @@ fn the_profile_is_asked_again_before_the_first_report_after_a_lost_connection() 
 /// A proxy that answers for a server that is being replaced, and a server in trouble: neither breaks a connection.
 #[test]
 fn the_profile_is_asked_again_before_the_first_report_after_an_outage_that_was_answered() {
-    let (api, daemon) = ground(Variant::Fork);
-    say(&daemon, MAC, "before", "Hello");
-    api.wait_for_rows("before", 1);
-    api.rule(Rule::new(Fault::status(502)).on(Endpoint::Report).times(1));
-    say(&daemon, MAC, "once", "Hello");
-    soon("the proxy's page", || api.requests().iter().any(|request| request.faulted));
-    api.upgrade();
-    let is_of_today = |session| api.wait_for_rows(session, 1)[0].created_at_ms > 1_700_000_000_000;
-    assert!(is_of_today("once"), "stored as January 1970");
+    for fault in [Fault::status(502), Fault::status(500)] {
+        let (api, daemon) = ground(Variant::Fork);
+        say(&daemon, MAC, "before", "Hello");
+        api.wait_for_rows("before", 1);
+        api.rule(Rule::new(fault.clone()));
+        for session in 0..20 {
+            say(&daemon, MAC, &format!("during {session}"), "Hello");
+        }
+        soon("the gate is closed", || daemon.status()["gate"]["open"] == false);
+        api.upgrade();
+        api.clear_faults();
+        for session in 0..20 {
+            let rows = api.wait_for_rows(&format!("during {session}"), 1);
+            assert!(rows[0].created_at_ms > 1_700_000_000_000, "{fault:?}, {session}: stored as January 1970");
+        }
+    }
+}
 
-    let (api, daemon) = ground(Variant::Fork);
-    api.rule(Rule::new(Fault::status(500)).on(Endpoint::Report));
-    for session in 0..20 {
-        say(&daemon, MAC, &format!("during {session}"), "Hello");
-    }
-    soon("the gate is closed", || daemon.status()["gate"]["open"] == false);
-    api.upgrade();
+/// As one that limits what it lets through does: with 503, to reports and to questions.
+#[test]
+fn a_proxy_that_refuses_now_and_then_holds_up_nobody_else() {
+    let (api, _) = ground(Variant::Fork);
+    let daemon = Daemon::builder().api(&api).set("session.batch_size", "1");
+    let daemon = daemon.set("upload.backoff_initial", "'1s'").set("upload.backoff_max", "'1s'").start();
+    let mut others: Vec<Producer> = (0..3).map(|index| Producer::connected(&daemon, MAC, &format!("session-{index}"))).collect();
+    let mut said = 0;
+    let mut talk = |until: &dyn Fn() -> bool| {
+        soon("said and delivered meanwhile", || {
+            for other in &mut others {
+                other.say(1, &format!("message {said}"));
+            }
+            said += 1;
+            until()
+        });
+    };
+    talk(&|| daemon.metric("delivered") > 3);
+    api.rule(Rule::new(Fault::status(503)).content("refused"));
+    api.rule(Rule::new(Fault::status(503)).on(Endpoint::PubConfig));
+    say(&daemon, MAC, "refused", "refused");
+    let attempts = || api.reports().iter().filter(|report| report.faulted).count();
+    talk(&|| attempts() >= 3);
+    assert_eq!(daemon.metric("gate_closings"), 0, "{}", daemon.log());
     api.clear_faults();
-    for session in 0..20 {
-        let rows = api.wait_for_rows(&format!("during {session}"), 1);
-        assert!(rows[0].created_at_ms > 1_700_000_000_000, "{session}: stored as January 1970");
-    }
+    api.wait_for_rows("refused", 1);
 }
 
 /// A proxy that is loaded anew, or one replica that is not ready.

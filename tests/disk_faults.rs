@@ -195,11 +195,21 @@ fn an_ack_that_comes_late_is_none_for_the_stream_that_began_meanwhile() {
     soon("the next stream begins, whatever the disk does", || {
         agent.replies().iter().filter(|reply| reply["type"] == "ready").count() == 2
     });
+    // A binding that is refused is none, and the numbers of the next one are not those of the one before either.
+    let mut other = Agent::connect(&daemon);
+    assert_eq!(other.bind_stream(MAC, "left too", "left too"), 0);
+    (1..=40).for_each(|seq| other.line(&line(seq)));
+    other.line(&json!({ "type": "session_start", "mac_address": MAC, "session_id": "s", "stream": "left too" }));
+    other.wait("the stream is taken", |reply| reply["type"] == "error");
+    other.line(&json!({ "type": "session_start", "mac_address": MAC, "session_id": "no stream" }));
+    soon("it is bound", || other.replies().iter().filter(|reply| reply["type"] == "ready").count() == 2);
     api.start_again();
     soon("what was said before is delivered", || daemon.metric("pending") == 0);
-    agent.line(&line(1));
-    agent.wait_for_ack(1);
-    assert_eq!(agent.acked(), 1, "{:?}", agent.replies());
+    for agent in [&mut agent, &mut other] {
+        agent.line(&line(1));
+        agent.wait_for_ack(1);
+        assert_eq!(agent.acked(), 1, "{:?}", agent.replies());
+    }
 }
 
 #[test]

@@ -101,6 +101,18 @@ fn a_file_that_is_roots_already_is_named_with_the_remedy() {
     assert!(said.contains(&remedy), "{said}");
 }
 
+/// As in a container whose daemon is root, on a volume of somebody else's.
+#[test]
+fn a_store_of_roots_in_the_directory_of_another_user_stays_roots() {
+    let Some((daemon, export)) = ended() else { return };
+    for name in ["history.db", "lock"] {
+        lchown(daemon.store().join(name), Some(0), Some(0)).unwrap();
+    }
+    assert!(text(&daemon, &["history", "import", export.to_str().unwrap()]).contains("imported"));
+    let owner = fs::metadata(daemon.store().join("history.db")).unwrap().uid();
+    assert_eq!(owner, 0);
+}
+
 #[test]
 fn a_store_that_its_owner_cannot_reach_is_left_to_its_owner() {
     let Some((daemon, export)) = ended() else { return };

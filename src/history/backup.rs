@@ -16,9 +16,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use uuid::Uuid;
 
 use self::earlier::{Line, Lines, Place};
@@ -131,6 +131,7 @@ impl Backup {
 
     fn finish(&mut self) -> io::Result<()> {
         self.foot()?;
+        let mut unreadable = None;
         match std::mem::replace(&mut self.place, Place::Free) {
             Place::Taken(earlier) if earlier.is_fuller() => {
                 let new = self.begin_anew()?;
@@ -139,9 +140,12 @@ impl Backup {
                 self.foot()?;
             }
             Place::Taken(_) | Place::Free => {}
-            Place::Unreadable(cause) => self.set_aside(&cause)?,
+            Place::Unreadable(cause) => unreadable = Some(cause),
         }
         self.out.get_ref().sync_all()?;
+        if let Some(cause) = unreadable {
+            self.keep_aside(&cause)?;
+        }
         renameat(&self.directory, self.temporary.as_str(), &self.directory, self.name.as_str())?;
         nix::unistd::fsync(&self.directory)?;
         nix::unistd::fsync(&self.root)?;
@@ -160,9 +164,11 @@ impl Backup {
 
     /// What cannot be read may still be the last that there is of the session. Its new name begins and ends as that of a
     /// backup: whatever deletes those deletes it, too.
-    fn set_aside(&self, cause: &io::Error) -> io::Result<()> {
+    fn keep_aside(&self, cause: &io::Error) -> io::Result<()> {
         let aside = format!("{}.unreadable-{}.json", self.name, Uuid::now_v7().simple());
-        renameat(&self.directory, self.name.as_str(), &self.directory, aside.as_str())?;
+        // A second name, so that there is one under the first at any moment; not every file system has that.
+        linkat(&self.directory, self.name.as_str(), &self.directory, aside.as_str(), AtFlags::empty())
+            .or_else(|_| renameat(&self.directory, self.name.as_str(), &self.directory, aside.as_str()))?;
         tracing::warn!(
             aside = %self.path.with_file_name(&aside).display(),
             %cause,

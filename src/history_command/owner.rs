@@ -18,10 +18,13 @@ pub(super) struct AsOwner {
 }
 
 impl AsOwner {
-    /// Becomes the owner of the store in this directory. `None` when that is nobody else: this is not root, or the
-    /// directory is root's, or not there yet.
+    /// Becomes the owner of the store in this directory. `None` when that is nobody else: this is not root, or the store is
+    /// root's, or not there yet. It is whose files these are: a daemon may run as root in a directory of somebody else's.
     pub(super) fn of(directory: &Path) -> Result<Option<Self>, Failure> {
-        let Ok(found) = directory.metadata() else { return Ok(None) };
+        let of_file = |name: &str| directory.join(name).metadata().ok();
+        // Where they disagree one of them was made by mistake.
+        let files = of_file("lock").zip(of_file("history.db")).filter(|(lock, database)| lock.uid() == database.uid());
+        let Some(found) = files.map(|(_, database)| database).or_else(|| directory.metadata().ok()) else { return Ok(None) };
         if !geteuid().is_root() || found.uid() == ROOT.as_raw() {
             return Ok(None);
         }

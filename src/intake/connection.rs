@@ -47,7 +47,7 @@ const LINGER: Duration = Duration::from_secs(30);
 const LINGER_AFTER_FATAL: Duration = Duration::from_secs(1);
 
 /// How long a stream that is left for another may wait for its last acks.
-const LINGER_ON_A_STREAM: Duration = Duration::from_secs(1);
+const LINGER_ON_A_STREAM: Duration = Duration::from_millis(200);
 
 /// What every connection works with.
 #[derive(Clone)]
@@ -99,6 +99,8 @@ pub struct Connection {
     around: Surroundings,
     flushes: TaskTracker,
     bound: Option<Bound>,
+    /// The stream whose numbers the lines have, also after a binding that was refused; `None`: the connection's own.
+    numbers_of: Option<Arc<str>>,
     /// The session unbound lines last named, so that it is not looked up for each.
     named: Option<(SessionIdentity, SessionRef)>,
     gathered: Option<Gathered>,
@@ -125,6 +127,7 @@ impl Connection {
             around,
             flushes: TaskTracker::new(),
             bound: None,
+            numbers_of: None,
             named: None,
             gathered: None,
             errors_in_a_row: 0,
@@ -406,8 +409,9 @@ impl Connection {
             self.leave_session().await;
         }
         self.named = None;
-        if self.bound.as_ref().and_then(|bound| bound.stream.as_ref()) != stream.as_ref() {
+        if self.numbers_of != stream {
             self.settle_the_stream_before().await;
+            self.numbers_of.clone_from(&stream);
         }
         self.bound = Some(Bound { identity, session, stream, ack });
         self.outbox.say(&Reply::Ready { last_seq, max_line_bytes: self.max_line_bytes });

@@ -1,5 +1,5 @@
-//! What one connection still has to say. Acks are coalesced and never dropped: the newest waits until the socket takes
-//! it. All other replies to a client that does not read are dropped and counted.
+//! What one connection still has to say. Acks of a stream are coalesced and never dropped: the newest waits until the socket
+//! takes it, or the connection goes over to another stream. All other replies to a client that does not read are dropped and counted.
 //!
 //! An ack is written by whoever settled the line, if the socket takes it: a thread less is woken on its way.
 
@@ -132,8 +132,12 @@ impl Outbox {
         inner.taken += inner.open.len() as u64;
         inner.open.clear();
         inner.hole = None;
-        if let Some(seq) = inner.ack.take() {
+        let Some(seq) = inner.ack.take() else { return };
+        if inner.bytes.len() - inner.written < MAX_WAITING_BYTES {
             Reply::Ack { seq }.encode(&mut inner.bytes);
+        } else {
+            // Who binds that stream again is told how far it is.
+            self.metrics.replies_dropped.increment();
         }
     }
 

@@ -76,11 +76,16 @@ impl Attempt {
         matches!((self.status, &self.verdict), (None, Verdict::Later { ambiguous: false, .. }))
     }
 
-    /// There was no answer at all, connected or not, or only that of a proxy with no server behind it: the server may be
-    /// another one when it comes back.
+    /// There was no answer at all, connected or not: the server may be another one when it comes back.
     #[must_use]
     pub const fn went_unanswered(&self) -> bool {
-        matches!((self.status, &self.verdict), (None | Some(502..=504), Verdict::Later { .. }))
+        matches!((self.status, &self.verdict), (None, Verdict::Later { .. }))
+    }
+
+    /// A proxy answered that has no server behind it, or a server with too much to do.
+    #[must_use]
+    pub const fn is_a_gateways(&self) -> bool {
+        matches!((self.status, &self.verdict), (Some(502..=504), Verdict::Later { retry_after: None, .. }))
     }
 }
 

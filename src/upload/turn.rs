@@ -113,6 +113,8 @@ pub struct Failure {
     pub alone: bool,
     /// There was no answer: the next connection may lead to another server.
     pub unanswered: bool,
+    /// A proxy answered, perhaps for a server that is being replaced.
+    pub of_a_gateway: bool,
 }
 
 impl Turn {
@@ -291,6 +293,7 @@ impl Turn {
                         about_the_message: !busy && !attempt.never_connected(),
                         alone: attempt.never_connected() && nothing_else,
                         unanswered: attempt.went_unanswered(),
+                        of_a_gateway: attempt.is_a_gateways(),
                         verdict: attempt.verdict,
                     }));
                 }

@@ -95,6 +95,11 @@ impl Earlier {
     pub(super) fn merge(mut self, mut new: Lines, mut take: impl FnMut(&Line) -> io::Result<()>) -> io::Result<()> {
         let mut old = Lines::of(self.file)?;
         while let Some(message) = new.next()? {
+            // A damaged row has no name to find its place by.
+            if message.uuid.is_nil() {
+                take(&message)?;
+                continue;
+            }
             // One that the earlier backup does not know is younger than all of it.
             while let Some(earlier) = old.next()?.filter(|earlier| earlier.uuid != message.uuid) {
                 if self.missed.remove(&earlier.uuid) {

@@ -96,16 +96,15 @@ impl Uploader {
     }
 
     fn failed(&mut self, key: SessionKey, failure: &Failure) {
-        let Failure { verdict, alone, unanswered, .. } = failure;
-        // A connection that broke, or a proxy, may lead to another server next time.
-        if *unanswered && !self.profile.knocks {
-            self.doubt_profile();
-        }
-        self.profile.ask |= *unanswered;
+        let Failure { verdict, alone, unanswered, of_a_gateway, .. } = failure;
         let accepted = self.progress.accepted.load(Ordering::Relaxed);
-        if std::mem::replace(&mut self.accepted_before, accepted) != accepted {
+        let in_a_row = std::mem::replace(&mut self.accepted_before, accepted) == accepted;
+        if !in_a_row {
             self.gate.flowing();
         }
+        // A connection that broke may lead to another server next time, and so may a proxy that finds none. One that fails now
+        // and then has one: nobody waits for a question then.
+        let doubtful = *unanswered || (*of_a_gateway && in_a_row);
         let is_its_own = matches!(verdict, Verdict::Operator { .. }) && self.is_forbidden_alone(key, failure.row);
         let change = match verdict {
             Verdict::Operator { reason } if is_its_own => self.gate.refused(key, reason, now(), random()),
@@ -114,8 +113,12 @@ impl Uploader {
             Verdict::Later { reason, retry_after, .. } => self.gate.later(reason, *alone, *retry_after, now(), random()),
             Verdict::Delivered | Verdict::Unregistered { .. } | Verdict::Rejected { .. } => self.gate.answered(),
         };
-        // However it failed: behind a closed gate there is time for another server, and the next report waits for a knock.
-        self.profile.ask |= self.gate.closed().is_some();
+        // However it failed: behind a closed gate there is time for another server. What is being asked already may come from
+        // the one before, unless it is itself the knock.
+        if (doubtful || change == Change::Closed) && !self.profile.knocks {
+            self.doubt_profile();
+        }
+        self.profile.ask |= doubtful || self.gate.closed().is_some();
         self.announce(change);
         if matches!(verdict, Verdict::Operator { .. }) && !is_its_own {
             // Not the session's fault, or not known to be: it is due when the gate opens, behind the others that are.
