@@ -58,6 +58,17 @@ pub enum ManagerApiError {
     Setup(String),
 }
 
+/// Who answered an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AnsweredBy {
+    /// The server.
+    Server,
+    /// A proxy that has no server behind it, or a server with too much to do.
+    Gateway,
+    /// Nobody, connected or not: the server may be another one when it comes back.
+    Nobody,
+}
+
 /// How an attempt ended.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Attempt {
@@ -76,16 +87,14 @@ impl Attempt {
         matches!((self.status, &self.verdict), (None, Verdict::Later { ambiguous: false, .. }))
     }
 
-    /// There was no answer at all, connected or not: the server may be another one when it comes back.
+    /// Who answered, as far as it shows.
     #[must_use]
-    pub const fn went_unanswered(&self) -> bool {
-        matches!((self.status, &self.verdict), (None, Verdict::Later { .. }))
-    }
-
-    /// A proxy answered that has no server behind it, or a server with too much to do.
-    #[must_use]
-    pub const fn is_a_gateways(&self) -> bool {
-        matches!((self.status, &self.verdict), (Some(502..=504), Verdict::Later { retry_after: None, .. }))
+    pub const fn answered_by(&self) -> AnsweredBy {
+        match (self.status, &self.verdict) {
+            (None, Verdict::Later { .. }) => AnsweredBy::Nobody,
+            (Some(502..=504), Verdict::Later { retry_after: None, .. }) => AnsweredBy::Gateway,
+            _ => AnsweredBy::Server,
+        }
     }
 }
 

@@ -21,7 +21,7 @@ mod split;
 mod transport;
 pub mod verdict;
 
-pub use client::{Attempt, ManagerApi, ManagerApiError, ServerLook};
+pub use client::{AnsweredBy, Attempt, ManagerApi, ManagerApiError, ServerLook};
 pub use lookup::AgentLookup;
 pub use profile::{ProfileUnknown, ServerProfile, TimeUnit};
 pub use report::{AUDIO_CAP_BYTES, Report, audio_to_send, encode, idempotency_key, report_time, session_id_within};

@@ -11,8 +11,8 @@ use tracing::{debug, error, warn};
 
 use crate::config::{OnLongContent, Settings};
 use crate::manager_api::{
-    Attempt, ManagerApi, Report, ServerProfile, Verdict, audio_to_send, encode, idempotency_key, next_part, report_time,
-    session_id_within, truncate,
+    AnsweredBy, Attempt, ManagerApi, Report, ServerProfile, Verdict, audio_to_send, encode, idempotency_key, next_part,
+    report_time, session_id_within, truncate,
 };
 use crate::observe::metrics::Label;
 use crate::observe::{Metrics, Throttle};
@@ -111,10 +111,8 @@ pub struct Failure {
     pub about_the_message: bool,
     /// A connection could not be made, and nothing was accepted since the attempt began.
     pub alone: bool,
-    /// There was no answer: the next connection may lead to another server.
-    pub unanswered: bool,
-    /// A proxy answered, perhaps for a server that is being replaced.
-    pub of_a_gateway: bool,
+    /// If it was not the server, the next attempt may lead to another one.
+    pub answered_by: AnsweredBy,
 }
 
 impl Turn {
@@ -292,8 +290,7 @@ impl Turn {
                         row: message.row,
                         about_the_message: !busy && !attempt.never_connected(),
                         alone: attempt.never_connected() && nothing_else,
-                        unanswered: attempt.went_unanswered(),
-                        of_a_gateway: attempt.is_a_gateways(),
+                        answered_by: attempt.answered_by(),
                         verdict: attempt.verdict,
                     }));
                 }

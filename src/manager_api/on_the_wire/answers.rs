@@ -1,6 +1,7 @@
 //! What comes back, or does not.
 
 use super::*;
+use crate::manager_api::AnsweredBy;
 
 /// The verdict on a server that answers exactly `answer` and closes.
 async fn on(answer: &'static str) -> Verdict {
@@ -108,7 +109,7 @@ async fn a_reset_after_the_body_is_ambiguous() {
     })
     .await;
     assert!(is_later(&attempt.verdict, true), "{attempt:?}");
-    assert!(!attempt.never_connected() && attempt.went_unanswered());
+    assert!(!attempt.never_connected() && attempt.answered_by() == AnsweredBy::Nobody);
     assert_eq!((attempt.status, attempt.verdict.text()), (None, "the connection failed: connection reset"));
 }
 
@@ -187,7 +188,7 @@ async fn a_refused_connection_is_not_ambiguous() {
     drop(listener);
     let attempt = report(&client(&url, LONG), "key").await;
     assert!(is_later(&attempt.verdict, false), "{attempt:?}");
-    assert!(attempt.never_connected() && attempt.went_unanswered());
+    assert!(attempt.never_connected() && attempt.answered_by() == AnsweredBy::Nobody);
     assert_eq!(attempt.verdict.text(), "cannot connect: connection refused");
 }
 

@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{UNKNOWN_DEVICE, UNREADABLE_PAUSE, Uploader, now, random};
 use crate::clock::wall_clock;
-use crate::manager_api::Verdict;
+use crate::manager_api::{AnsweredBy, Verdict};
 use crate::observe::Mention;
 use crate::protocol::MacAddress;
 use crate::store::{Cursor, Passed, RejectReason, Rejection, RowId, SessionKey};
@@ -96,7 +96,7 @@ impl Uploader {
     }
 
     fn failed(&mut self, key: SessionKey, failure: &Failure) {
-        let Failure { verdict, alone, unanswered, of_a_gateway, .. } = failure;
+        let Failure { verdict, alone, answered_by, .. } = failure;
         let accepted = self.progress.accepted.load(Ordering::Relaxed);
         let in_a_row = std::mem::replace(&mut self.accepted_before, accepted) == accepted;
         if !in_a_row {
@@ -104,7 +104,11 @@ impl Uploader {
         }
         // A connection that broke may lead to another server next time, and so may a proxy that finds none. One that fails now
         // and then has one: nobody waits for a question then.
-        let doubtful = *unanswered || (*of_a_gateway && in_a_row);
+        let doubtful = match answered_by {
+            AnsweredBy::Nobody => true,
+            AnsweredBy::Gateway => in_a_row,
+            AnsweredBy::Server => false,
+        };
         let is_its_own = matches!(verdict, Verdict::Operator { .. }) && self.is_forbidden_alone(key, failure.row);
         let change = match verdict {
             Verdict::Operator { reason } if is_its_own => self.gate.refused(key, reason, now(), random()),
