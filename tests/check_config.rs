@@ -199,6 +199,10 @@ fn a_secret_file_that_others_can_read_is_warned_of() {
 
 #[test]
 fn without_any_file_the_defaults_hold() {
+    // The last place that is looked at is the machine's own.
+    if Path::new("/etc/chat-historyd/chat-historyd.toml").exists() {
+        return crate::support::skipped("this machine has a configuration of its own in /etc/chat-historyd");
+    }
     let place = Place::new().variable("CONFIGURATION_DIRECTORY", "/nonexistent");
     let said = place.check(&[]);
     assert_eq!(said.code, Some(0), "{}", said.err);
