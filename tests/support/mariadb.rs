@@ -46,11 +46,14 @@ impl MariaDb {
         let root = tempfile::Builder::new().prefix("chat-historyd-mariadb-").tempdir().expect("a temporary directory").keep();
         guard::remove_at_end(&root);
         let data = root.join("data");
+        std::fs::create_dir(root.join("tmp")).expect("a directory");
         let user = command_output(Command::new("id").arg("-un"));
         let install = Command::new(program("mariadb-install-db"))
             .arg("--no-defaults")
             .arg(format!("--user={user}"))
             .arg(format!("--datadir={}", data.display()))
+            // A server that starts removes every temporary table in its tmpdir, also those of another test run's server.
+            .arg(format!("--tmpdir={}", root.join("tmp").display()))
             .args(["--auth-root-authentication-method=normal", "--skip-test-db", "--innodb-log-file-size=16M"])
             .stdin(Stdio::null())
             .output()
@@ -76,6 +79,7 @@ impl MariaDb {
             .arg("--no-defaults")
             .arg(format!("--user={user}"))
             .arg(format!("--datadir={}", data.display()))
+            .arg(format!("--tmpdir={}", root.join("tmp").display()))
             .arg(format!("--socket={}", root.join("my.sock").display()))
             .arg(format!("--pid-file={}", root.join("my.pid").display()))
             .args(["--bind-address=127.0.0.1", "--skip-networking=0", "--skip-log-bin", "--skip-name-resolve"])

@@ -51,12 +51,15 @@ class MariaDb:
         self.directory = Path(tempfile.mkdtemp(prefix="chc-db-"))
         socket = str(self.directory / "my.sock")
         user, data = "--user=" + getpass.getuser(), "--datadir=%s" % (self.directory / "data")
+        # A server that starts removes every temporary table in its tmpdir, also those of another test run's server.
+        temporary = "--tmpdir=%s" % (self.directory / "tmp")
+        (self.directory / "tmp").mkdir()
         install = program("mariadb-install-db")
         server = program("mariadbd")
         if not (install and server):
             raise RuntimeError("MariaDB is missing (Debian: mariadb-server)")
         log = open(self.directory / "log", "wb")  # noqa: SIM115
-        prepare = [install, "--no-defaults", user, data, "--auth-root-authentication-method=normal", "--skip-test-db"]
+        prepare = [install, "--no-defaults", user, data, temporary, "--auth-root-authentication-method=normal", "--skip-test-db"]
         subprocess.run(prepare, check=True, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         self._server = subprocess.Popen(
             [
@@ -64,6 +67,7 @@ class MariaDb:
                 "--no-defaults",
                 user,
                 data,
+                temporary,
                 "--socket=" + socket,
                 "--pid-file=%s" % (self.directory / "my.pid"),
                 "--skip-networking",
