@@ -1,7 +1,6 @@
 //! What ships beside the binary holds: units, image and README say what is true of the daemon.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -20,7 +19,7 @@ fn systemd(program: &str, arguments: &[&str]) -> Option<Output> {
     match Command::new(program).args(arguments).env("LC_ALL", "C").output() {
         Ok(output) => Some(output),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "\nSKIPPED: {program} cannot be run ({error}): install the package systemd");
+            crate::support::skipped(&format!("{program} cannot be run ({error}): install the package systemd"));
             None
         }
     }
