@@ -88,7 +88,7 @@ async fn serve(sources: &Sources, loaded: Loaded, log: &LogHandle) -> Exit {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
-    match Daemon::start(sources, loaded.settings, &mut signals).await {
+    match Daemon::start(sources, loaded, &mut signals).await {
         Ok(Some(daemon)) => daemon.run(sources, log, &mut signals).await,
         Ok(None) => Exit::Success,
         Err(failure) => {

@@ -615,10 +615,17 @@ fn a_secret_that_cannot_be_read_for_a_while_stops_nothing_but_delivery() {
 
 /// The launcher a supervisor is: the listening socket as descriptor 3, `LISTEN_FDS` and `LISTEN_PID`.
 fn activated(daemon: &Daemon, listener: &UnixListener) -> Child {
+    activated_through(&[], daemon, listener)
+}
+
+/// As [`activated`], through another program. The log goes into the file `log`.
+fn activated_through(wrapper: &[String], daemon: &Daemon, listener: &UnixListener) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(daemon.directory().join("log")).unwrap();
     let socket: OwnedFd = listener.as_fd().try_clone_to_owned().unwrap();
     let script = r#"LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS; exec "$@" 3<&0 0</dev/null"#;
     let child = Command::new("sh")
         .args(["-c", script, "sh"])
+        .args(wrapper)
         .arg(binary())
         .arg("--config")
         .arg(daemon.config())
@@ -626,7 +633,7 @@ fn activated(daemon: &Daemon, listener: &UnixListener) -> Child {
         .env("PATH", std::env::var_os("PATH").unwrap())
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(log)
         .spawn()
         .unwrap();
     guard::kill_at_end(child.id());
@@ -668,6 +675,59 @@ fn socket_activation_refuses_nobody_during_a_restart() {
     producer.wait_until_acked();
     assert_eq!(daemon.status()["metrics"]["pending_at_start"], 1);
     stop(second);
+}
+
+/// A group that this process does not give its files.
+fn another_group() -> String {
+    let groups = fs::read_to_string("/etc/group").unwrap();
+    let own = nix::unistd::getegid().to_string();
+    let another = groups.lines().find(|line| line.split(':').nth(2).is_some_and(|gid| gid != own)).unwrap();
+    another.split(':').next().unwrap().to_owned()
+}
+
+#[test]
+fn a_sandbox_that_refuses_a_chown_costs_the_status_socket_its_group_and_nothing_else() {
+    if !disk::strace_works() {
+        return;
+    }
+    let mut daemon = Daemon::builder().prepare();
+    daemon.set("socket.group", &format!("'{}'", another_group()));
+    let listener = UnixListener::bind(daemon.socket()).unwrap();
+    let sandboxed = activated_through(&disk::inject("chown,lchown,fchown,fchownat", "error=EPERM"), &daemon, &listener);
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    let status = daemon.directory().join("run/status.sock");
+    assert_eq!(fs::metadata(&status).unwrap().gid(), nix::unistd::getegid().as_raw());
+    let log = fs::read_to_string(daemon.directory().join("log")).unwrap();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("keeps the daemon's own group")).collect();
+    assert!(matches!(*told, [line] if line.contains("WARN") && line.contains("status.sock")), "{log}");
+    assert!(daemon.try_status().is_some());
+    stop(sandboxed);
+}
+
+#[test]
+fn settings_that_a_socket_unit_overrules_are_named_once() {
+    let overruled = |daemon: &Daemon| {
+        let listener = UnixListener::bind(daemon.directory().join("run/unit.sock")).unwrap();
+        fs::set_permissions(daemon.directory().join("run/unit.sock"), fs::Permissions::from_mode(0o620)).unwrap();
+        let child = activated(daemon, &listener);
+        soon("it serves", || daemon.try_status().is_some());
+        stop(child);
+        let log = fs::read_to_string(daemon.directory().join("log")).unwrap();
+        let told = log.lines().filter(|line| line.contains("the socket unit decides this"));
+        told.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut daemon = Daemon::builder().prepare();
+    daemon.set("socket.mode", "'0660'");
+    daemon.set("socket.group", &format!("'{}'", another_group()));
+    let told = overruled(&daemon);
+    for (key, decides) in [("socket.path", "ListenStream="), ("socket.mode", "SocketMode="), ("socket.group", "SocketGroup=")] {
+        let of_it: Vec<&String> = told.iter().filter(|line| line.contains(key)).collect();
+        assert!(matches!(*of_it, [line] if line.contains("WARN") && line.contains(decides)), "{key}: {told:?}");
+    }
+    let mut silent = Daemon::builder().prepare();
+    silent.set("socket.path", &format!("'{}'", silent.directory().join("run/../run/unit.sock").display()));
+    assert_eq!(overruled(&silent), Vec::<String>::new(), "defaults and what is as it is set are not worth a word");
 }
 
 #[test]

@@ -7,12 +7,12 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Daemon;
 use super::signals::Signals;
 use crate::clock::wall_clock;
-use crate::config::{Settings, Sources};
+use crate::config::{Loaded, Origin, Settings, Sources};
 use crate::exit::Exit;
 use crate::history::backup_task::{self, BackupRequests};
 use crate::history::change::{Backups, Changes};
@@ -63,7 +63,8 @@ impl StartError {
 
 impl Daemon {
     /// Opens everything. `None`: a stop was asked for meanwhile.
-    pub(super) async fn start(sources: &Sources, settings: Settings, signals: &mut Signals) -> Result<Option<Self>, StartError> {
+    pub(super) async fn start(sources: &Sources, loaded: Loaded, signals: &mut Signals) -> Result<Option<Self>, StartError> {
+        let Loaded { settings, origins, .. } = loaded;
         let metrics = Arc::new(Metrics::default());
         let Some(store) = open_store(&settings, Arc::clone(&metrics), signals).await? else { return Ok(None) };
         store.treat_all_as_delivered(settings.manager_api.url.is_none());
@@ -78,6 +79,11 @@ impl Daemon {
         };
         let api = manager_api(&settings)?;
         announce(sources, &settings, &socket);
+        // A default that the socket unit overrides is nobody's surprise.
+        let is_set = |key: &str| origins.get(key).is_some_and(|origin| *origin != Origin::Default);
+        for (key, has, decides) in socket.unlike(&settings.socket).into_iter().filter(|(key, ..)| is_set(key)) {
+            warn!(key, has, "the socket unit decides this, not the setting (set {decides} there, or leave the key out)");
+        }
 
         let settings = Arc::new(settings);
         let (settings_sender, settings) = watch::channel(Arc::clone(&settings));
@@ -198,7 +204,10 @@ fn listen(taking_in: &Handle, socket: ServerSocket, around: Surroundings) -> std
 
 /// Who may connect to the one socket may connect to the other.
 fn make_status_socket(settings: &Settings) -> Result<ServerSocket, ListenError> {
-    ServerSocket::make(&crate::config::SocketSettings { path: settings.status.socket.clone(), ..settings.socket.clone() })
+    ServerSocket::make_with_what_group_there_is(&crate::config::SocketSettings {
+        path: settings.status.socket.clone(),
+        ..settings.socket.clone()
+    })
 }
 
 /// The client for these settings; `None` without a URL.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
+use tracing::warn;
 
 use crate::config::SocketSettings;
 
@@ -87,18 +88,29 @@ impl ServerSocket {
     /// # Errors
     /// When the path is taken by something alive or by no socket, or the system refuses.
     pub fn make(settings: &SocketSettings) -> Result<Self, ListenError> {
-        let gid = match &settings.group {
-            Some(name) => Some(group_id(name)?),
-            None => None,
-        };
-        Self::bind(&settings.path, settings.mode, gid)
+        let gid = settings.group.as_deref().map(group_id).transpose()?;
+        Self::bind(&settings.path, settings.mode, gid, Err)
     }
 
-    /// As [`Self::make`], from its parts.
+    /// As [`Self::make`], but where the group cannot be given the daemon's own stays: what it serves is worth less than the
+    /// daemon.
     ///
     /// # Errors
-    /// As [`Self::make`].
-    pub fn bind(path: &Path, mode: u32, gid: Option<u32>) -> Result<Self, ListenError> {
+    /// As [`Self::make`], but for the group.
+    pub fn make_with_what_group_there_is(settings: &SocketSettings) -> Result<Self, ListenError> {
+        let gid = settings.group.as_deref().map(group_id).transpose()?;
+        Self::bind(&settings.path, settings.mode, gid, |failure| {
+            warn!(path = %settings.path.display(), %failure, "the socket keeps the daemon's own group");
+            Ok(())
+        })
+    }
+
+    fn bind(
+        path: &Path,
+        mode: u32,
+        gid: Option<u32>,
+        without_group: impl FnOnce(ListenError) -> Result<(), ListenError>,
+    ) -> Result<Self, ListenError> {
         make_directory(path)?;
         clear(path)?;
         let address = UnixAddr::new(path).map_err(|error| ListenError::System {
@@ -125,13 +137,43 @@ impl ServerSocket {
         })?;
         // Only where it differs: a sandbox may refuse a chown that would change nothing.
         if gid.is_some_and(|gid| fs::symlink_metadata(path).map_or(true, |metadata| metadata.gid() != gid)) {
-            chown(path, None, gid).map_err(|source| system("change the group of", path, source))?;
+            chown(path, None, gid)
+                .map_err(|source| ListenError::System {
+                    verb: "change the group of",
+                    path: path.to_owned(),
+                    source,
+                    hint: " (run the daemon in that group, Group= in the unit, or leave socket.group out)",
+                })
+                .or_else(without_group)?;
         }
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|source| system("set the mode of", path, source))?;
         let backlog = Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
         listen(&fd, backlog).map_err(|error| system("listen on", path, error.into()))?;
         let ours = fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
         Ok(Self { listener: StdListener::from(fd), path: path.to_owned(), ours })
+    }
+
+    /// What of the settings does not hold for a socket that was adopted: the key, what the socket has, and what in the
+    /// socket unit decides it. Nothing for one of our own.
+    #[must_use]
+    pub fn unlike(&self, settings: &SocketSettings) -> Vec<(&'static str, String, &'static str)> {
+        let mut unlike = Vec::new();
+        let Ok(found) = fs::symlink_metadata(&self.path) else { return unlike };
+        if !self.is_adopted() {
+            return unlike;
+        }
+        // By inode: /var/run and /run are the same place.
+        let is_there = fs::symlink_metadata(&settings.path).is_ok_and(|at| (at.dev(), at.ino()) == (found.dev(), found.ino()));
+        if !is_there {
+            unlike.push(("socket.path", self.path.display().to_string(), "ListenStream="));
+        }
+        if found.mode() & 0o777 != settings.mode {
+            unlike.push(("socket.mode", format!("{:04o}", found.mode() & 0o777), "SocketMode="));
+        }
+        if settings.group.as_deref().is_some_and(|name| !group_id(name).is_ok_and(|gid| gid == found.gid())) {
+            unlike.push(("socket.group", group_name(found.gid()), "SocketGroup="));
+        }
+        unlike
     }
 
     /// Where clients connect.
@@ -188,6 +230,11 @@ fn group_id(name: &str) -> Result<u32, ListenError> {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
         Ok(None) | Err(_) => Err(ListenError::NoSuchGroup(name.to_owned())),
     }
+}
+
+fn group_name(gid: u32) -> String {
+    let known = nix::unistd::Group::from_gid(gid.into()).ok().flatten();
+    known.map_or_else(|| gid.to_string(), |group| group.name)
 }
 
 /// The last directory of the path is made when it is missing; under a directory everybody may write to (`/tmp`) it is
@@ -254,12 +301,16 @@ mod tests {
 
     use super::*;
 
+    fn bound(path: &Path, mode: u32) -> Result<ServerSocket, ListenError> {
+        ServerSocket::bind(path, mode, None, Err)
+    }
+
     #[test]
     fn a_stale_socket_is_replaced_and_its_mode_is_set() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
         drop(StdListener::bind(&path).unwrap());
-        let socket = ServerSocket::bind(&path, 0o600, None).unwrap();
+        let socket = bound(&path, 0o600).unwrap();
         assert_eq!(fs::metadata(socket.path()).unwrap().mode() & 0o777, 0o600);
         StdStream::connect(&path).unwrap();
     }
@@ -269,7 +320,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
         let _listener = StdListener::bind(&path).unwrap();
-        assert!(matches!(ServerSocket::bind(&path, 0o660, None), Err(ListenError::Live(_))));
+        assert!(matches!(bound(&path, 0o660), Err(ListenError::Live(_))));
         StdStream::connect(&path).unwrap();
     }
 
@@ -278,18 +329,18 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         fs::write(&path, "data").unwrap();
-        assert!(matches!(ServerSocket::bind(&path, 0o660, None), Err(ListenError::NotASocket(_))));
+        assert!(matches!(bound(&path, 0o660), Err(ListenError::NotASocket(_))));
         assert_eq!(fs::read(&path).unwrap(), b"data");
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert!(matches!(ServerSocket::bind(&link, 0o660, None), Err(ListenError::NotASocket(_))));
+        assert!(matches!(bound(&link, 0o660), Err(ListenError::NotASocket(_))));
     }
 
     #[test]
     fn a_path_that_somebody_else_took_over_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
-        let first = ServerSocket::bind(&path, 0o660, None).unwrap();
+        let first = bound(&path, 0o660).unwrap();
         let guard = PathGuard { path: first.path.clone(), ours: first.ours };
         fs::remove_file(&path).unwrap();
         let _second = StdListener::bind(&path).unwrap();
