@@ -14,7 +14,7 @@ use crate::support::daemon::binary;
 use crate::support::eventually::SOON;
 use crate::support::manager_api::SECRET;
 use crate::support::oracle::check_books;
-use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Producer, Rule, Variant, disk, soon};
+use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Producer, Rule, Variant, disk, skipped, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 const CANARY: &str = "canary-sentence-5d21";
@@ -76,6 +76,32 @@ fn a_wrong_uid_is_refused() {
     soon("counted", || daemon.metric("peers_refused") >= 1);
     let allowed = Daemon::builder().set("socket.allowed_uids", &format!("[{mine}]")).start();
     Agent::connect(&allowed).bind(MAC, "s");
+}
+
+#[test]
+fn who_is_not_in_allowed_uids_does_not_see_the_status_either() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("only root can be somebody else");
+    }
+    let mut daemon = Daemon::builder().set("socket.mode", "'0666'").set("socket.allowed_uids", "[65533]").prepare();
+    for path in [daemon.directory(), &daemon.directory().join("run")] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    daemon.spawn();
+    soon("root and the daemon's own user see it, named or not", || daemon.try_status().is_some());
+    let script = r#"socket(S, AF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($ARGV[0])) or die "$!"; print while <S>;"#;
+    let seen_by = |uid: u32| {
+        let output = Command::new("setpriv")
+            .args([&format!("--reuid={uid}"), "--regid=65534", "--clear-groups", "perl", "-MSocket", "-e", script])
+            .arg(daemon.directory().join("run/status.sock"))
+            .output()
+            .expect("setpriv runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(seen_by(65533).contains("\"sessions_open\""));
+    let refused = seen_by(65534);
+    assert!(refused.contains("socket.allowed_uids") && !refused.contains("session"), "{refused}");
+    assert_eq!(daemon.metric("peers_refused"), 1);
 }
 
 #[test]

@@ -485,6 +485,15 @@ fn an_answer_that_never_ends_is_not_waited_for() {
 }
 
 #[test]
+fn who_may_not_see_the_status_is_told_so() {
+    let (_directory, path) = impostor("{\"refused\":\"this user is not in socket.allowed_uids\"}", false);
+    let output = std::process::Command::new(binary()).args(["status", "--socket"]).arg(&path).env_clear().output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.contains("this user is not in socket.allowed_uids") && said.contains("sudo"), "{said}");
+}
+
+#[test]
 fn who_has_no_daemon_of_his_own_sees_the_service_of_the_machine() {
     use std::os::unix::fs::PermissionsExt;
     let (directory, path) = impostor("{\"v\":1,\"daemon\":\"chat-historyd/of-the-machine\"}", false);

@@ -3,7 +3,8 @@
 //!
 //! Promises: at most `AT_ONCE` clients, each for at most `PATIENCE` in all; a client that does not read delays nobody, and
 //! neither does an uploader or a disk that does not answer: what they would tell is left out.
-//! Lists the `LISTED` sessions with the latest events. Refuses: to show the secret, a whole MAC address (but for a session id that
+//! Lists the `LISTED` sessions with the latest events. Refuses: whom `socket.allowed_uids` leaves out, but for root and the
+//! daemon's own user; to show the secret, a whole MAC address (but for a session id that
 //! carries it) or anything that was said.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -262,10 +263,22 @@ async fn attend(mut stream: UnixStream, overview: &Overview, control: &control::
     if let Some(first) = control::first_byte(&mut stream).await {
         return control.admit(stream, first).await;
     }
-    let mut text = overview.json().await.to_string();
+    let answer = if may_see(&stream, &overview.settings.borrow().socket.allowed_uids) {
+        overview.json().await
+    } else {
+        overview.metrics.peers_refused.increment();
+        json!({ "refused": "this user is not in socket.allowed_uids" })
+    };
+    let mut text = answer.to_string();
     text.push('\n');
     if stream.write_all(text.as_bytes()).await.is_ok() {
         let _ = stream.shutdown().await;
     }
     None
+}
+
+/// Session ids may hold a MAC address: the mode is no more the only door than it is for the events socket.
+fn may_see(stream: &UnixStream, allowed: &[u32]) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    allowed.is_empty() || stream.peer_cred().is_ok_and(|peer| [0, own].contains(&peer.uid()) || allowed.contains(&peer.uid()))
 }

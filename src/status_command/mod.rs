@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::cli::{StatusArgs, StatusFormat};
 use crate::config::{self, Sources};
 use crate::exit::Exit;
+use crate::observe::logging::escape_controls;
 use crate::observe::prometheus;
 pub(crate) use dial::dial;
 
@@ -99,6 +100,9 @@ pub fn ask(path: &Path) -> io::Result<Value> {
         if !text.is_empty() {
             read?;
             let status: Value = serde_json::from_slice(&text).map_err(io::Error::other)?;
+            if let Some(why) = status.get("refused").and_then(Value::as_str) {
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, escape_controls(why)));
+            }
             return if status.is_object() { Ok(status) } else { Err(io::Error::other("what answers there gives no status")) };
         }
         // All its places are taken, for half a second at most.
