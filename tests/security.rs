@@ -64,6 +64,62 @@ fn the_socket_has_its_mode_and_the_rest_is_private() {
 }
 
 #[test]
+fn a_directory_that_others_use_is_not_made_private_for_the_store() {
+    let shared = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(shared.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("/run/lock", shared.path().join("lock")).unwrap();
+    let mut daemon = Daemon::builder().set("store.directory", &format!("'{}'", shared.path().display())).prepare();
+    daemon.spawn();
+    assert_eq!(daemon.wait(SOON).code(), Some(73), "{}", daemon.log());
+    for words in [shared.path().to_str().unwrap(), "holds other files", "a directory of its own, or chmod 0700"] {
+        assert!(daemon.log().contains(words), "{words}: {}", daemon.log());
+    }
+    assert_eq!(mode(shared.path()), 0o755);
+    // Nothing was left there either.
+    assert_eq!(tree(shared.path()).len(), 1);
+    std::fs::remove_file(shared.path().join("lock")).unwrap();
+    std::fs::create_dir(shared.path().join("lost+found")).unwrap();
+    daemon.start();
+    assert_eq!(mode(shared.path()), 0o700, "a new file system is empty, and the store's own");
+    daemon.kill9();
+    std::fs::set_permissions(shared.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(shared.path().join("notes"), "beside a store").unwrap();
+    daemon.start();
+    assert_eq!(mode(shared.path()), 0o700, "where a store is, it is at home");
+}
+
+#[test]
+fn a_volume_of_somebody_else_that_can_be_written_is_good_enough_for_the_store() {
+    if !nix::unistd::geteuid().is_root() {
+        return skipped("only root can give a directory to somebody else");
+    }
+    let volume = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(volume.path(), Some(65534), None).unwrap();
+    std::fs::set_permissions(volume.path(), std::fs::Permissions::from_mode(0o2775)).unwrap();
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let mut daemon = Daemon::builder()
+        .api(&api)
+        .set("store.directory", &format!("'{}'", volume.path().display()))
+        .set("backup.directory", &format!("'{}'", volume.path().join("backup").display()))
+        .wrapper(&["setpriv", "--bounding-set=-fowner"])
+        .start();
+    assert!(daemon.log().contains("belongs to another user and stays open to others"), "{}", daemon.log());
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "Hello");
+    producer.wait_until_acked();
+    producer.agent().end();
+    soon("a backup", || daemon.metric("backups_written") >= 1);
+    daemon.restart();
+    assert_eq!(mode(volume.path()), 0o2775);
+    for path in tree(volume.path()) {
+        // Below such a directory the group is inherited, and the mark of that with it.
+        let wanted = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode(&path) & 0o777, wanted, "{}", path.display());
+    }
+}
+
+#[test]
 fn a_wrong_uid_is_refused() {
     let mine = std::fs::metadata("/proc/self").unwrap().uid();
     let mut daemon = Daemon::builder().set("socket.allowed_uids", &format!("[{}]", mine + 1)).prepare();

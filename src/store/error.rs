@@ -28,6 +28,14 @@ pub enum StoreError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// The directory is not the store's own: making it private would lock out who else uses it.
+    #[error("{} is open to others (mode {mode:04o}) and holds other files than the store's: it is left alone (set store.directory to a directory of its own, or chmod 0700 this one)", .directory.display())]
+    Shared {
+        /// The directory.
+        directory: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// SQLite says no.
     #[error("cannot {op} {}: {source}{}", .path.display(), .foreign.as_ref().map(ToString::to_string).unwrap_or_default())]
     Database {

@@ -1,7 +1,8 @@
 //! The files of the store: where they are, that they are ours alone, and how damaged ones are set aside.
 //!
-//! Promises: the directory is 0700 and every file in it 0600; a symlink in place of a file is never followed; the three
-//! files of a database move together.
+//! Promises: the directory is 0700 (but where it belongs to somebody else who lets us write) and every file in it 0600; a
+//! symlink in place of a file is never followed; the three files of a database move together. Refuses: to make private a
+//! directory that others use.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -9,6 +10,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc::O_NOFOLLOW;
+use nix::unistd::AccessFlags;
+use tracing::warn;
 
 use super::error::StoreError;
 
@@ -38,8 +41,7 @@ impl Files {
         let directory = directory.canonicalize().map_err(StoreError::file("open the directory", directory))?;
         let mode = directory.metadata().map_err(StoreError::file("open the directory", &directory))?.permissions().mode();
         if mode & 0o077 != 0 {
-            fs::set_permissions(&directory, Permissions::from_mode(0o700))
-                .map_err(StoreError::file("make private the directory", &directory))?;
+            make_private(&directory, mode)?;
         }
         Ok(Self { database: directory.join("history.db"), lock: directory.join("lock"), directory })
     }
@@ -157,6 +159,46 @@ impl Files {
         }
         Ok(place.join("history.db"))
     }
+}
+
+/// Takes from others a directory that is the store's own.
+fn make_private(directory: &Path, mode: u32) -> Result<(), StoreError> {
+    if !is_own(directory).map_err(StoreError::file("look into the directory", directory))? {
+        return Err(StoreError::Shared { directory: directory.to_owned(), mode: mode & 0o7777 });
+    }
+    match fs::set_permissions(directory, Permissions::from_mode(0o700)) {
+        // A volume that an orchestrator gives to our group is not ours to change; what we put there is.
+        Err(failure) if failure.kind() == io::ErrorKind::PermissionDenied && is_writable(directory) => {
+            let mode = format!("{:04o}", mode & 0o7777);
+            warn!(
+                directory = %directory.display(),
+                mode,
+                "the store's directory belongs to another user and stays open to others; every file in it is private (chown it to the daemon's user)"
+            );
+            Ok(())
+        }
+        done => done.map_err(StoreError::file("make private the directory", directory)),
+    }
+}
+
+/// Whether nobody else's files are in a directory: it is empty, or a store has been there before.
+fn is_own(directory: &Path) -> io::Result<bool> {
+    let mut is_empty = true;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        // Only a file: /var has a symlink of that name.
+        if name.to_string_lossy().starts_with("history.db") || (name == "lock" && entry.file_type()?.is_file()) {
+            return Ok(true);
+        }
+        // A new file system has that, too.
+        is_empty &= name == "lost+found";
+    }
+    Ok(is_empty)
+}
+
+fn is_writable(directory: &Path) -> bool {
+    nix::unistd::access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

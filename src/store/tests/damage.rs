@@ -1,6 +1,7 @@
 //! Whatever stands where the database should be: the store opens, and what was whole is kept aside.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
@@ -66,6 +67,7 @@ async fn a_symlink_is_never_followed() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(directory.path());
     fs::create_dir(&settings.directory).unwrap();
+    fs::set_permissions(&settings.directory, fs::Permissions::from_mode(0o700)).unwrap();
     std::os::unix::fs::symlink(directory.path().join("elsewhere"), settings.directory.join("lock")).unwrap();
     assert!(matches!(Store::open(&settings, Arc::default()), Err(StoreError::File { .. })));
 }
