@@ -91,6 +91,28 @@ fn a_live_socket_is_never_taken_over_not_even_from_somebody_who_hangs() {
 }
 
 #[test]
+fn a_start_that_fails_never_let_a_producer_in_and_leaves_no_socket() {
+    if !disk::strace_works() {
+        return;
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut daemon = Daemon::builder()
+        .set("status.http_listen", &format!("'{}'", taken.local_addr().unwrap()))
+        // The first socket stands for a while before anything else can fail.
+        .wrapper(&disk::inject("bind", "delay_enter=500000:when=2+"))
+        .prepare();
+    daemon.spawn();
+    let socket = daemon.socket();
+    let mut let_in = false;
+    while daemon.is_running() {
+        let_in |= UnixStream::connect(&socket).is_ok();
+    }
+    assert_eq!(daemon.wait(SOON).code(), Some(73), "{}", daemon.log());
+    assert!(!let_in, "what a producer had written would be lost");
+    assert_eq!(fs::read_dir(daemon.directory().join("run")).unwrap().count(), 0, "no path stays behind");
+}
+
+#[test]
 fn what_is_no_socket_is_never_removed() {
     for link in [false, true] {
         let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,7 @@
 //! The start: opens everything, in an order in which each failure has a clear word and leaves nothing half done.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -68,21 +70,16 @@ impl Daemon {
         let metrics = Arc::new(Metrics::default());
         let Some(store) = open_store(&settings, Arc::clone(&metrics), signals).await? else { return Ok(None) };
         store.treat_all_as_delivered(settings.manager_api.url.is_none());
-        let socket = match ServerSocket::adopt(&settings.socket.path)? {
-            Some(adopted) => adopted,
-            None => ServerSocket::make(&settings.socket)?,
-        };
-        let status_socket = make_status_socket(&settings)?;
+        let adopted = ServerSocket::adopt(&settings.socket.path)?;
+        let (status_socket, status_path) = make_status_socket(&settings)?.into_listener()?;
         let http = match settings.status.http_listen {
             Some(address) => Some(http::listen(address).await?),
             None => None,
         };
         let api = manager_api(&settings)?;
-        announce(sources, &settings, &socket);
-        // A default that the socket unit overrides is nobody's surprise.
-        let is_set = |key: &str| origins.get(key).is_some_and(|origin| *origin != Origin::Default);
-        for (key, has, decides) in socket.unlike(&settings.socket).into_iter().filter(|(key, ..)| is_set(key)) {
-            warn!(key, has, "the socket unit decides this, not the setting (set {decides} there, or leave the key out)");
+        announce(sources, &settings, adopted.as_ref().map_or(&settings.socket.path, ServerSocket::path));
+        if let Some(adopted) = &adopted {
+            name_what_the_unit_overrules(adopted, &settings, &origins);
         }
 
         let settings = Arc::new(settings);
@@ -110,8 +107,12 @@ impl Daemon {
             draining: CancellationToken::new(),
             cut_off: CancellationToken::new(),
         };
+        // Last of all: what a producer writes from here on is taken in, for nothing is left that could fail.
+        let socket = match adopted {
+            Some(adopted) => adopted,
+            None => ServerSocket::make(&settings.borrow().socket)?,
+        };
         let (listener, intake) = listen(&taking_in, socket, around)?;
-        let (status_socket, status_path) = status_socket.into_listener()?;
         let stop_intake = CancellationToken::new();
         let overview = Overview {
             store: store.clone(),
@@ -210,6 +211,14 @@ fn make_status_socket(settings: &Settings) -> Result<ServerSocket, ListenError> 
     })
 }
 
+fn name_what_the_unit_overrules(adopted: &ServerSocket, settings: &Settings, origins: &BTreeMap<&'static str, Origin>) {
+    // A default that the socket unit overrides is nobody's surprise.
+    let is_set = |key: &str| origins.get(key).is_some_and(|origin| *origin != Origin::Default);
+    for (key, has, decides) in adopted.unlike(&settings.socket).into_iter().filter(|(key, ..)| is_set(key)) {
+        warn!(key, has, "the socket unit decides this, not the setting (set {decides} there, or leave the key out)");
+    }
+}
+
 /// The client for these settings; `None` without a URL.
 pub(super) fn manager_api(settings: &Settings) -> Result<Option<ManagerApi>, crate::manager_api::ManagerApiError> {
     if settings.manager_api.url.is_none() {
@@ -218,12 +227,12 @@ pub(super) fn manager_api(settings: &Settings) -> Result<Option<ManagerApi>, cra
     ManagerApi::new(&settings.manager_api).map(Some)
 }
 
-fn announce(sources: &Sources, settings: &Settings, socket: &ServerSocket) {
+fn announce(sources: &Sources, settings: &Settings, socket: &Path) {
     let version = env!("CARGO_PKG_VERSION");
     let file = sources.file.as_deref().map(|file| file.display().to_string());
     info!(
         version,
-        socket = %socket.path().display(),
+        socket = %socket.display(),
         store = %settings.store.directory.display(),
         config = file.as_deref().unwrap_or("the usual places"),
         "starting"

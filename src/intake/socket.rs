@@ -55,9 +55,7 @@ pub enum ListenError {
 #[derive(Debug)]
 pub struct ServerSocket {
     listener: StdListener,
-    path: PathBuf,
-    /// Device and inode of the path when it is ours to remove.
-    ours: Option<(u64, u64)>,
+    path: PathGuard,
 }
 
 impl ServerSocket {
@@ -80,7 +78,7 @@ impl ServerSocket {
             .and_then(|address| address.as_pathname().map(Path::to_owned))
             .unwrap_or_else(|| path.to_owned());
         listener.set_nonblocking(true).map_err(|source| system("set up", &path, source))?;
-        Ok(Some(Self { listener, path, ours: None }))
+        Ok(Some(Self { listener, path: PathGuard { path, ours: None } }))
     }
 
     /// Makes the socket of the settings. A stale one is replaced.
@@ -135,6 +133,9 @@ impl ServerSocket {
                 _ => "",
             },
         })?;
+        // From here on a failure takes it along.
+        let ours = fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        let guard = PathGuard { path: path.to_owned(), ours };
         // Only where it differs: a sandbox may refuse a chown that would change nothing.
         if gid.is_some_and(|gid| fs::symlink_metadata(path).map_or(true, |metadata| metadata.gid() != gid)) {
             chown(path, None, gid)
@@ -149,8 +150,7 @@ impl ServerSocket {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|source| system("set the mode of", path, source))?;
         let backlog = Backlog::new(BACKLOG).unwrap_or(Backlog::MAXALLOWABLE);
         listen(&fd, backlog).map_err(|error| system("listen on", path, error.into()))?;
-        let ours = fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
-        Ok(Self { listener: StdListener::from(fd), path: path.to_owned(), ours })
+        Ok(Self { listener: StdListener::from(fd), path: guard })
     }
 
     /// What of the settings does not hold for a socket that was adopted: the key, what the socket has, and what in the
@@ -158,14 +158,14 @@ impl ServerSocket {
     #[must_use]
     pub fn unlike(&self, settings: &SocketSettings) -> Vec<(&'static str, String, &'static str)> {
         let mut unlike = Vec::new();
-        let Ok(found) = fs::symlink_metadata(&self.path) else { return unlike };
+        let Ok(found) = fs::symlink_metadata(self.path()) else { return unlike };
         if !self.is_adopted() {
             return unlike;
         }
         // By inode: /var/run and /run are the same place.
         let is_there = fs::symlink_metadata(&settings.path).is_ok_and(|at| (at.dev(), at.ino()) == (found.dev(), found.ino()));
         if !is_there {
-            unlike.push(("socket.path", self.path.display().to_string(), "ListenStream="));
+            unlike.push(("socket.path", self.path().display().to_string(), "ListenStream="));
         }
         if found.mode() & 0o777 != settings.mode {
             unlike.push(("socket.mode", format!("{:04o}", found.mode() & 0o777), "SocketMode="));
@@ -179,13 +179,13 @@ impl ServerSocket {
     /// Where clients connect.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.path.path
     }
 
     /// Whether systemd owns the path.
     #[must_use]
     pub const fn is_adopted(&self) -> bool {
-        self.ours.is_none()
+        self.path.ours.is_none()
     }
 
     /// The listener for the runtime, and what removes the path when dropped.
@@ -200,7 +200,7 @@ impl ServerSocket {
     /// The listener, which does not block, and what removes the path when dropped.
     #[must_use]
     pub fn into_parts(self) -> (StdListener, PathGuard) {
-        (self.listener, PathGuard { path: self.path, ours: self.ours })
+        (self.listener, self.path)
     }
 }
 
@@ -208,6 +208,7 @@ impl ServerSocket {
 #[derive(Debug)]
 pub struct PathGuard {
     path: PathBuf,
+    /// Device and inode of the path when it is ours to remove.
     ours: Option<(u64, u64)>,
 }
 
@@ -341,7 +342,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s.sock");
         let first = bound(&path, 0o660).unwrap();
-        let guard = PathGuard { path: first.path.clone(), ours: first.ours };
+        let (_listener, guard) = first.into_parts();
         fs::remove_file(&path).unwrap();
         let _second = StdListener::bind(&path).unwrap();
         drop(guard);
