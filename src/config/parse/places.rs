@@ -31,13 +31,21 @@ pub(in crate::config) fn socket_path(raw: &Raw) -> Result<PathBuf, Wrong> {
     if path.as_os_str().len() > LONGEST {
         return wrong(format!("is longer than the {LONGEST} bytes a socket's path may have"), "choose a shorter directory");
     }
+    // By hand: a `Path` overlooks a slash or a dot at the end, the kernel does not.
+    if matches!(path.to_string_lossy().rsplit('/').next(), None | Some("" | "." | "..")) {
+        return wrong("is the path of a directory", "let it end with the name of the socket, for example /events.sock");
+    }
     Ok(path)
 }
 
 /// An address to listen on.
 pub(in crate::config) fn listen_address(raw: &Raw) -> Result<Option<std::net::SocketAddr>, Wrong> {
-    match optional_text(raw)?.map(|text| text.parse()) {
+    match optional_text(raw)?.map(|text| text.parse::<std::net::SocketAddr>()) {
         None => Ok(None),
+        Some(Ok(address)) if address.port() == 0 => wrong(
+            format!("{} has no port of its own", raw.describe()),
+            "write a port from 1 to 65535: 0 is another at each start",
+        ),
         Some(Ok(address)) => Ok(Some(address)),
         Some(Err(_)) => {
             wrong(format!("{} is no address", raw.describe()), "write an IP address and a port, for example \"127.0.0.1:9464\"")
@@ -101,6 +109,26 @@ mod tests {
             let Err(wrong) = url(&text(given)) else { panic!("{given} was taken") };
             assert!(!format!("{wrong:?}").contains("canary"), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_socket_has_a_name() {
+        for given in ["/", "//", "/run/x/events.sock/", "/run/x/.", "/run/x/.."] {
+            let Err(wrong) = socket_path(&text(given)) else { panic!("{given} was taken") };
+            assert!(wrong.message.contains("directory") && wrong.hint.contains("name of the socket"), "{wrong:?}");
+        }
+        for given in ["/events.sock", "/run/../x.sock", "/run/x/...", "/run/x/.events"] {
+            assert!(socket_path(&text(given)).is_ok(), "{given}");
+        }
+    }
+
+    #[test]
+    fn an_address_to_listen_on_has_a_port() {
+        for given in ["127.0.0.1:0", "[::1]:0"] {
+            let Err(wrong) = listen_address(&text(given)) else { panic!("{given} was taken") };
+            assert!(wrong.message.contains(given) && wrong.hint.contains("1 to 65535"), "{wrong:?}");
+        }
+        assert_eq!(listen_address(&text("[::1]:9464")).unwrap().unwrap().port(), 9464);
     }
 
     #[test]
