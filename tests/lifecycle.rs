@@ -288,11 +288,11 @@ fn a_second_signal_skips_the_grace() {
     assert_eq!(api.wait_for_rows("s", 1)[0].content, "hello");
 }
 
-/// Whether the process has a handler for SIGTERM.
-fn catches_sigterm(pid: u32) -> bool {
+/// Whether the process has a handler for this signal.
+fn catches(signal: i32, pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim).unwrap_or_default();
-    u64::from_str_radix(mask, 16).unwrap_or_default() & (1 << 14) != 0
+    u64::from_str_radix(mask, 16).unwrap_or_default() & (1 << (signal - 1)) != 0
 }
 
 #[test]
@@ -302,7 +302,7 @@ fn sigterm_during_start_up_is_honoured() {
     }
     let mut daemon = Daemon::builder().wrapper(&disk::inject("fdatasync,fsync", "delay_enter=20000000:when=1")).prepare();
     daemon.spawn();
-    soon("it listens to signals", || catches_sigterm(daemon.pid()));
+    soon("it listens to signals", || catches(15, daemon.pid()));
     always(Duration::from_millis(300), "its store is still being opened", || !daemon.log().contains("ready"));
     let began = Instant::now();
     daemon.signal("TERM");
@@ -314,6 +314,25 @@ fn sigterm_during_start_up_is_honoured() {
     let _ = Command::new("kill").args(["-s", "KILL", tracer]).status();
     assert_eq!(daemon.wait(SOON).code(), Some(0), "{}", daemon.log());
     assert!(!daemon.socket().exists());
+}
+
+#[test]
+fn a_reload_asked_for_during_start_up_comes_after_it() {
+    if !disk::strace_works() {
+        return;
+    }
+    let mut daemon = Daemon::builder().wrapper(&disk::inject("fdatasync,fsync", "delay_enter=3000000:when=1")).prepare();
+    daemon.spawn();
+    soon("it listens to signals", || catches(1, daemon.pid()));
+    always(Duration::from_millis(300), "its store is still being opened", || !daemon.log().contains("ready"));
+    daemon.set("session.batch_size", "7");
+    daemon.hup();
+    assert!(!daemon.log().contains("ready"), "{}", daemon.log());
+    wait_for_log(&daemon, "configuration reloaded");
+    let log = daemon.log();
+    assert!(log.find("ready") < log.find("session.batch_size"), "{log}");
+    assert_eq!(log.matches("configuration reloaded").count(), 1, "{log}");
+    assert!(daemon.is_running());
 }
 
 // ---- the clock -----------------------------------------------------------------------------------------------------

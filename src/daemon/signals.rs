@@ -7,6 +7,8 @@ pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
+    /// A reload was asked for while only a stop was listened to.
+    owes_reload: bool,
 }
 
 /// What a signal means.
@@ -21,10 +23,19 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
+            owes_reload: false,
         })
     }
 
+    /// The next wish; a reload that came during [`Self::stop`] is the first.
     pub(super) async fn next(&mut self) -> Wish {
+        if std::mem::take(&mut self.owes_reload) {
+            return Wish::Reload;
+        }
+        self.heard().await
+    }
+
+    async fn heard(&mut self) -> Wish {
         tokio::select! {
             _ = self.terminate.recv() => Wish::Stop,
             _ = self.interrupt.recv() => Wish::Stop,
@@ -32,8 +43,10 @@ impl Signals {
         }
     }
 
-    /// Waits for a stop, whatever comes before.
+    /// Waits for a stop, whatever comes before: a reload is owed then.
     pub(super) async fn stop(&mut self) {
-        while !matches!(self.next().await, Wish::Stop) {}
+        while matches!(self.heard().await, Wish::Reload) {
+            self.owes_reload = true;
+        }
     }
 }
