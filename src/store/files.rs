@@ -1,8 +1,8 @@
 //! The files of the store: where they are, that they are ours alone, and how damaged ones are set aside.
 //!
 //! Promises: the directory is 0700 (but where it belongs to somebody else who lets us write) and every file in it 0600; a
-//! symlink in place of a file is never followed; the three files of a database move together. Refuses: to make private a
-//! directory that others use.
+//! symlink in place of a file is never followed; the three files of a database move together, and a move that was cut short
+//! is finished before any of them is opened. Refuses: to make private a directory that others use.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -15,9 +15,11 @@ use tracing::warn;
 
 use super::error::StoreError;
 
+/// The database's file.
+const DATABASE: &str = "history.db";
 /// What SQLite appends to the name of a database.
 pub(super) const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
-/// Stands beside a database that was set aside until it is salvaged.
+/// Stands where a database is set aside, from before it is moved there until it is salvaged.
 const UNFINISHED: &str = "unfinished";
 
 /// The paths of one store.
@@ -43,7 +45,7 @@ impl Files {
         if mode & 0o077 != 0 {
             make_private(&directory, mode)?;
         }
-        Ok(Self { database: directory.join("history.db"), lock: directory.join("lock"), directory })
+        Ok(Self { database: directory.join(DATABASE), lock: directory.join("lock"), directory })
     }
 
     fn member(&self, suffix: &str) -> PathBuf {
@@ -122,42 +124,80 @@ impl Files {
         ignore_missing(fs::remove_file(&marker)).map_err(StoreError::file("remove", &marker))
     }
 
-    /// A database that was set aside by a daemon that died before its salvage was done.
-    pub(super) fn unfinished(&self) -> Option<PathBuf> {
-        if self.database_len().is_some() {
-            return None;
+    /// A database that was set aside by a daemon that died before its salvage was done. One that died in the middle of the
+    /// move left a database here that lacks its log: the move is finished first.
+    ///
+    /// # Errors
+    /// When that cannot be known, or the move not be finished: what is here must not be opened then.
+    pub(super) fn unfinished(&self) -> Result<Option<PathBuf>, StoreError> {
+        let places = self.unfinished_places()?;
+        if let Some(place) = half_moved(&places) {
+            return self.move_to(place).map(Some);
         }
-        let mut places: Vec<PathBuf> =
-            fs::read_dir(self.directory.join("corrupt")).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        places.sort();
-        places.into_iter().rev().find(|place| place.join(UNFINISHED).exists()).map(|place| place.join("history.db"))
+        if self.database_len().is_some() {
+            return Ok(None);
+        }
+        Ok(places.first().map(|place| place.join(DATABASE)))
     }
 
-    /// Moves the database, its log and its index together into `corrupt/<name>/`; answers where the database is now. The
-    /// place is marked as unfinished until [`Self::put_in_place`].
+    /// The places whose salvage is not done, the youngest first.
+    fn unfinished_places(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let corrupt = self.directory.join("corrupt");
+        let failed = StoreError::file("read the directory", &corrupt);
+        let entries = match fs::read_dir(&corrupt) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut places = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<PathBuf>>>().map_err(failed)?;
+        places.retain(|place| place.join(UNFINISHED).exists());
+        places.sort_by(|one, other| other.cmp(one));
+        Ok(places)
+    }
+
+    /// Moves the database, its log and its index together into `corrupt/<name>/`, or to where a move that failed on the way
+    /// has left the others; answers where the database is now. The place is marked as unfinished until
+    /// [`Self::put_in_place`].
     pub(super) fn set_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
+        if let Some(place) = half_moved(&self.unfinished_places()?) {
+            return self.move_to(place);
+        }
         let corrupt = self.directory.join("corrupt");
         if corrupt.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
             let elsewhere = self.directory.join(format!("corrupt.{name}"));
             fs::rename(&corrupt, &elsewhere).map_err(StoreError::file("rename", &corrupt))?;
         }
         ignore_existing(private_directory(&corrupt)).map_err(StoreError::file("create the directory", &corrupt))?;
-        let place = (0..1000)
-            .map(|number| corrupt.join(if number == 0 { name.to_owned() } else { format!("{name}-{number}") }))
-            .find(|place| place.symlink_metadata().is_err())
-            .unwrap_or_else(|| corrupt.join(name));
+        let place = free(&corrupt, name);
         private_directory(&place).map_err(StoreError::file("create the directory", &place))?;
         let marker = place.join(UNFINISHED);
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&marker).map_err(StoreError::file("create", &marker))?;
+        self.move_to(&place)
+    }
+
+    /// Moves what is here into a place. The database comes last: while it is not there the move is not done.
+    fn move_to(&self, place: &Path) -> Result<PathBuf, StoreError> {
         // The log and the index first: a database left without its log for a moment is still a database, but a fresh
         // database must never find a stranger's log beside it.
         for suffix in SUFFIXES.iter().rev() {
             let from = self.member(suffix);
             if from.symlink_metadata().is_ok() {
-                fs::rename(&from, place.join(format!("history.db{suffix}"))).map_err(StoreError::file("move aside", &from))?;
+                // Where the move was cut short a reader may have made a new log, which is not to stand for the moved one.
+                let to = free(place, &format!("{DATABASE}{suffix}"));
+                fs::rename(&from, to).map_err(StoreError::file("move aside", &from))?;
             }
         }
-        Ok(place.join("history.db"))
+        let database = place.join(DATABASE);
+        if is_missing(&database) {
+            // There was a log alone.
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&database)
+                .map_err(StoreError::file("create", &database))?;
+        }
+        Ok(database)
     }
 }
 
@@ -201,6 +241,23 @@ fn is_writable(directory: &Path) -> bool {
     nix::unistd::access(directory, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()
 }
 
+/// The place into which the log may have been moved, but not yet the database.
+fn half_moved(places: &[PathBuf]) -> Option<&PathBuf> {
+    places.iter().find(|place| is_missing(&place.join(DATABASE)))
+}
+
+fn is_missing(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// A path in `directory` where nothing is.
+fn free(directory: &Path, name: &str) -> PathBuf {
+    (0..1000)
+        .map(|number| directory.join(if number == 0 { name.to_owned() } else { format!("{name}-{number}") }))
+        .find(|path| path.symlink_metadata().is_err())
+        .unwrap_or_else(|| directory.join(name))
+}
+
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -216,5 +273,43 @@ fn ignore_existing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_move_that_failed_on_the_way_goes_on_to_the_place_where_the_log_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::prepare(&directory.path().join("state")).unwrap();
+        let first = files.directory.join("corrupt/first");
+        fs::create_dir_all(&first).unwrap();
+        fs::write(first.join(UNFINISHED), b"").unwrap();
+        fs::write(first.join("history.db-wal"), b"the log").unwrap();
+        fs::write(&files.database, b"the database").unwrap();
+        // As a reader makes it.
+        fs::write(files.member("-wal"), b"").unwrap();
+        let aside = files.set_aside("second").unwrap();
+        assert_eq!(aside, first.join("history.db"));
+        assert_eq!(fs::read(&aside).unwrap(), b"the database");
+        assert_eq!(fs::read(first.join("history.db-wal")).unwrap(), b"the log");
+        assert!(files.database_len().is_none() && files.wal_len() == 0);
+        // Now it is whole: the next one is set aside elsewhere.
+        fs::write(&files.database, b"another").unwrap();
+        assert_ne!(files.set_aside("second").unwrap(), aside);
+    }
+
+    #[test]
+    fn a_log_without_a_database_is_set_aside_whole_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = Files::prepare(&directory.path().join("state")).unwrap();
+        fs::write(files.member("-wal"), b"the log").unwrap();
+        let aside = files.set_aside("first").unwrap();
+        fs::write(&files.database, b"rebuilt from it").unwrap();
+        assert_eq!(fs::read(aside.with_file_name("history.db-wal")).unwrap(), b"the log");
+        assert_eq!(files.unfinished().unwrap(), None, "the rebuilt one stays");
     }
 }

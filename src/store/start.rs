@@ -24,7 +24,7 @@ const ROUNDS: usize = 3;
 pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(Shared, Connection, NextIds), StoreError> {
     let files = Files::prepare(&settings.directory)?;
     let lock = InstanceLock::take(&files.lock, &files.directory)?;
-    if let Some(aside) = files.unfinished() {
+    if let Some(aside) = files.unfinished()? {
         let report = repair::rebuild(&files, settings.durability, &aside, Source::Aside)?;
         repair::announce(&metrics, &aside, &report);
     }

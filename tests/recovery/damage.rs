@@ -10,7 +10,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::{Dice, MAC, comes_up, from_environment};
 use crate::support::oracle::{check_books, check_fresh};
-use crate::support::{Daemon, ManagerApi, Producer, Variant, soon};
+use crate::support::{Daemon, ManagerApi, Producer, Variant, disk, soon};
 
 const FILES: [&str; 3] = ["history.db", "history.db-wal", "history.db-shm"];
 const SESSIONS: usize = 3;
@@ -111,6 +111,11 @@ struct Lab {
 
 /// One damaged store, one daemon. What arrived, by session, as the numbers of the messages.
 fn starts_with(lab: &Lab, file: usize, harm: &Harm) -> HashMap<String, Vec<usize>> {
+    starts_after(lab, file, harm, |_| {})
+}
+
+/// The same, after what becomes of an earlier daemon on this store.
+fn starts_after(lab: &Lab, file: usize, harm: &Harm, earlier: impl FnOnce(&mut Daemon)) -> HashMap<String, Vec<usize>> {
     let before = lab.api.all_rows().last().map_or(0, |row| row.id);
     let mut daemon = Daemon::builder().api(&lab.api).prepare();
     let victim = daemon.directory().join("somebody-else");
@@ -120,6 +125,7 @@ fn starts_with(lab: &Lab, file: usize, harm: &Harm) -> HashMap<String, Vec<usize
         let harm = if index == file { harm } else { &Harm::None };
         put(&daemon.store().join(name), &lab.sound[index], &lab.foreign[index], &victim, harm);
     }
+    earlier(&mut daemon);
     daemon.spawn();
     assert!(comes_up(&mut daemon), "it does not start:\n{}", daemon.log());
     check_fresh(&daemon, &lab.api);
@@ -211,6 +217,37 @@ fn a_flipped_byte_in_the_log_is_seen_and_what_stands_behind_it_survives() {
         let (all, of): (Vec<usize>, _) = ((0..2 * EACH).collect(), |session: usize| came.get(&format!("a{session}")).cloned());
         for session in 0..SESSIONS {
             assert_eq!(of(session).as_ref(), Some(&all), "byte {place} of {frames} frames");
+        }
+    }
+}
+
+/// The database itself is sound there: left alone without its log for a moment, it must not be taken for the whole store.
+#[test]
+fn a_damaged_store_survives_a_kill_and_an_error_at_every_step_of_being_set_aside() {
+    if !disk::strace_works() {
+        return;
+    }
+    let mut lab = Lab { api: ManagerApi::start(Variant::Upstream), sound: files_of_a_history("a"), foreign: vec![Vec::new(); 3] };
+    lab.api.register(MAC);
+    let frame = page_bytes(&lab.sound[0]) + 24;
+    let frames = (lab.sound[1].len() - 32) / frame;
+    lab.sound[1][32 + frames / 3 * frame + 9] ^= 4;
+    let all: Vec<usize> = (0..2 * EACH).collect();
+    for what in ["signal=KILL", "error=EIO"] {
+        // Index, log, database; then the rebuilt one is put in its place.
+        for nth in 1..=4 {
+            let lab = Lab { api: ManagerApi::start(Variant::Upstream), sound: lab.sound.clone(), foreign: lab.foreign.clone() };
+            lab.api.register(MAC);
+            let came = starts_after(&lab, 1, &Harm::None, |daemon| {
+                daemon.set_wrapper(&disk::inject("rename,renameat,renameat2", &format!("{what}:when={nth}")));
+                daemon.spawn();
+                assert!(!comes_up(daemon), "{what} {nth}: nothing happened to it\n{}", daemon.log());
+                daemon.kill9();
+                daemon.set_wrapper(&[]);
+            });
+            for session in 0..SESSIONS {
+                assert_eq!(came.get(&format!("a{session}")), Some(&all), "{what} {nth}");
+            }
         }
     }
 }
