@@ -183,14 +183,15 @@ impl Archive {
         self.read(|connection| connection.query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).map(unsigned))
     }
 
-    /// A page of a session's messages with their states: at most `limit` after the row `after`; empty at the end.
+    /// A page of a session's messages with their states: at most `limit` after the row `after`, fewer where they are long;
+    /// empty at the end.
     ///
     /// # Errors
     /// When the archive cannot be read.
     pub fn messages(&self, key: SessionKey, after: RowId, limit: usize) -> Result<Vec<TranscriptMessage>, ArchiveError> {
         self.read(|connection| {
             let delivered_to = rows::cursor(connection, key)?.row;
-            reads::transcript(connection, key, delivered_to, after, limit)
+            Ok(reads::transcript(connection, key, delivered_to, after, limit)?.0)
         })
     }
 
@@ -204,7 +205,8 @@ impl Archive {
         Ok(page.into_iter().next().map(|message| (session, message)))
     }
 
-    /// Texts of the rows after `after`, at most `limit`; none for a row whose checksum fails.
+    /// Texts of the rows after `after`, at most `limit`, fewer where they are long; none for a row whose checksum fails. Empty
+    /// at the end.
     ///
     /// # Errors
     /// When the archive cannot be read.
@@ -214,9 +216,13 @@ impl Archive {
             let mut statement =
                 cached(connection, &format!("SELECT {columns} FROM messages WHERE id > ?1 ORDER BY id LIMIT ?2"))?;
             let mut found = statement.query(params![after.0, signed(limit)])?;
-            let mut contents = Vec::new();
+            let (mut contents, mut bytes) = (Vec::new(), 0);
             while let Some(row) = found.next()? {
                 let stored = rows::StoredMessage::of(row)?;
+                bytes += stored.sound.as_ref().map_or(0, |fields| fields.content.len());
+                if bytes > reads::PAGE_BYTES && !contents.is_empty() {
+                    break;
+                }
                 contents.push((stored.id, stored.sound.map(|fields| fields.content.to_owned())));
             }
             Ok(contents)

@@ -316,7 +316,8 @@ impl Store {
         }
     }
 
-    /// A page of a session's messages with their states: at most `limit` after the row `after`; empty at the end.
+    /// A page of a session's messages with their states: at most `limit` after the row `after`, fewer where they are long;
+    /// empty at the end.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -331,8 +332,8 @@ impl Store {
             let delivered_to = living.map_or_else(|| rows::cursor(connection, key).map(|cursor| cursor.row), Ok)?;
             Ok((reads::transcript(connection, key, delivered_to, after, limit)?, delivered_to))
         };
-        let (mut messages, delivered_to) = shared.readers.spawn(read).await?;
-        if messages.len() < limit {
+        let ((mut messages, more), delivered_to) = shared.readers.spawn(read).await?;
+        if !more {
             let stored_to = messages.last().map_or(after, |message| message.row);
             let shelved = shelved.into_iter().filter(|(row, _)| *row > stored_to);
             let room = limit - messages.len();

@@ -9,6 +9,9 @@ use super::schema::flags;
 use super::types::{Cursor, Disposition, PendingMessage, RowId, SessionKey, WaitingDevice};
 use crate::protocol::{ChatType, SessionIdentity, UnixMillis};
 
+/// The most that a page of texts weighs, unless it is a single one: a row may be as long as a line of a producer.
+pub(super) const PAGE_BYTES: usize = 4 << 20;
+
 /// The rows of a session after `after`: at most `limit`, at most `max_bytes` of text and audio (but at least one).
 /// Answers whether more may follow, too.
 pub(super) fn pending(
@@ -191,14 +194,15 @@ pub(super) fn snapshot(connection: &Connection, key: SessionKey) -> rusqlite::Re
     Ok(Some(session))
 }
 
-/// A page of a session's messages with their states.
+/// A page of a session's messages with their states: at most `limit`, and no more than [`PAGE_BYTES`] (but at least one).
+/// Answers whether more may follow, too.
 pub(super) fn transcript(
     connection: &Connection,
     key: SessionKey,
     delivered_to: RowId,
     after: RowId,
     limit: usize,
-) -> rusqlite::Result<Vec<TranscriptMessage>> {
+) -> rusqlite::Result<(Vec<TranscriptMessage>, bool)> {
     let mut statement = cached(
         connection,
         &format!(
@@ -208,14 +212,20 @@ pub(super) fn transcript(
     )?;
     let mut rows = statement.query(params![key.0, after.0, i64::try_from(limit).unwrap_or(i64::MAX)])?;
     let mut rejected = cached(connection, "SELECT reason, answer FROM rejected WHERE row = ?1")?;
-    let mut messages = Vec::new();
+    let (mut messages, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let stored = StoredMessage::of(row)?;
+        // Its audio is not kept.
+        bytes += stored.sound.as_ref().map_or(0, |row| row.content.len() + row.extra.map_or(0, str::len));
+        if bytes > PAGE_BYTES && !messages.is_empty() {
+            return Ok((messages, true));
+        }
         let rejection: Option<(String, Option<String>)> =
             rejected.query_row([stored.id.0], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
         messages.push(transcript_message(&stored, rejection, stored.id <= delivered_to));
     }
-    Ok(messages)
+    let more = messages.len() >= limit;
+    Ok((messages, more))
 }
 
 fn transcript_message(

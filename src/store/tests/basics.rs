@@ -252,6 +252,48 @@ async fn a_closed_store_refuses_and_never_hangs() {
     assert_eq!(lab.store.clone().close().await, CloseReport::default());
 }
 
+/// Hundreds of rows of a line's full length do not fit in memory.
+#[tokio::test]
+async fn a_page_of_long_messages_weighs_no_more_than_one_of_short_ones_and_none_is_left_out() {
+    const LONG: usize = 1 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    let note = Some(format!("{{\"note\":\"{}\"}}", "y".repeat(LONG)));
+    let messages = (0..12).map(|index| {
+        // One is too long for any page.
+        let content = "x".repeat(if index == 5 { 6 * LONG } else { LONG });
+        NewMessage { extra: note.clone().filter(|_| index % 2 == 0), ..message(&content) }
+    });
+    for message in messages {
+        lab.write(SessionWrite { messages: vec![message], ..empty_write(&session) }).await;
+    }
+    let archive = Archive::open(&settings.directory).unwrap();
+    let check = |page: Vec<(RowId, usize)>, count: &mut usize| {
+        let bytes: usize = page.iter().map(|(_, bytes)| bytes).sum();
+        assert!(bytes <= 4 * LONG || page.len() == 1, "{} messages, {bytes} bytes", page.len());
+        *count += page.len();
+        page.last().map(|(row, _)| *row)
+    };
+    let weight = |message: TranscriptMessage| (message.row, message.content.len() + message.extra.map_or(0, |extra| extra.len()));
+    let (mut after, mut in_store, mut in_archive, mut texts) = (Some(RowId(0)), 0, 0, 0);
+    while let Some(row) = after {
+        let page = lab.store.transcript(session.key, row, 500).await.unwrap();
+        after = check(page.into_iter().map(weight).collect(), &mut in_store);
+    }
+    after = Some(RowId(0));
+    while let Some(row) = after {
+        after = check(archive.messages(session.key, row, 500).unwrap().into_iter().map(weight).collect(), &mut in_archive);
+    }
+    after = Some(RowId(0));
+    while let Some(row) = after {
+        let page = archive.contents(row, 200).unwrap().into_iter();
+        after = check(page.map(|(row, content)| (row, content.map_or(0, |content| content.len()))).collect(), &mut texts);
+    }
+    assert_eq!((in_store, in_archive, texts), (12, 12, 12));
+}
+
 /// Made by version 0.1.0 and kept for ever: a session with a delivered, a rejected, a pending and a kept message, a held
 /// transcript and a stream.
 #[tokio::test]
