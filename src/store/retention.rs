@@ -38,7 +38,8 @@ impl Aim {
     }
 }
 
-/// Set while rows may stand in another order than that in which they were taken in: the next pass looks at all.
+/// Set while rows may stand in another order than that in which they were taken in: passes look at all until one finds none
+/// that does.
 const OUT_OF_ORDER: &str = "out_of_order";
 
 /// Rows of any age were put behind the others.
@@ -53,11 +54,26 @@ pub(super) struct Pass {
     pub(super) aim: Aim,
     after: i64,
     looks_at_all: bool,
+    /// When the youngest row that stays was taken in.
+    youngest: i64,
+    /// A row stays that is older than one before it: by age it would leave first, and the pass that ends at young ones would
+    /// not come to it.
+    leaves_disorder: bool,
 }
 
 impl Pass {
     pub(super) const fn new(aim: Aim) -> Self {
-        Self { aim, after: 0, looks_at_all: false }
+        Self { aim, after: 0, looks_at_all: false, youngest: i64::MIN, leaves_disorder: false }
+    }
+
+    /// A row stays that was taken in at this time. Nothing is said by those of a clock that was ahead.
+    fn stays(&mut self, recorded: i64) {
+        if let Aim::Age { now, .. } = self.aim
+            && recorded <= now.0
+        {
+            self.leaves_disorder |= recorded < self.youngest;
+            self.youngest = self.youngest.max(recorded);
+        }
     }
 }
 
@@ -93,6 +109,7 @@ pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool
             {
                 // The clock was ahead when these were taken in: they say nothing of those behind them.
                 young += i64::from(recorded <= now.0);
+                pass.stays(recorded);
                 continue;
             }
             let cursor = if let Some(cursor) = cursors.get(&session) {
@@ -106,13 +123,15 @@ pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool
             let done = id <= cursor.0 || bits & flags::KEEP_ONLY != 0;
             if (done || all_delivered) && !is_rejected(connection, id)? {
                 leaving.push((id, session, !done));
+            } else {
+                pass.stays(recorded);
             }
         }
     }
     let at_the_end = looked_at < STEP_ROWS;
     // Else rows stand in the order they were taken in: behind a step full of young ones there are no old ones.
     stepped.finished = at_the_end || (young == looked_at && !pass.looks_at_all);
-    if at_the_end && pass.looks_at_all && matches!(pass.aim, Aim::Age { .. }) {
+    if at_the_end && pass.looks_at_all && !pass.leaves_disorder && matches!(pass.aim, Aim::Age { .. }) {
         cached(connection, "DELETE FROM counters WHERE name = ?1")?.execute([OUT_OF_ORDER])?;
     }
     if leaving.is_empty() {

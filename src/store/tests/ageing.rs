@@ -86,6 +86,24 @@ async fn what_is_only_kept_leaves_though_no_cursor_passes_it() {
 /// So many that a step finds nothing else.
 const MANY: usize = 1200;
 
+/// A delivered session of another host, with messages that were taken in then.
+fn said_elsewhere(recorded: &[UnixMillis]) -> ImportedSession {
+    let done = |recorded: &UnixMillis| ImportedMessage {
+        message: NewMessage { recorded: *recorded, ..message("old") },
+        state: ImportedState::Done,
+    };
+    ImportedSession {
+        identity: identity("b"),
+        agent_id: None,
+        client: None,
+        started: recorded[0],
+        ended: Some(recorded[0]),
+        end_reason: None,
+        producer_dropped: 0,
+        messages: recorded.iter().map(done).collect(),
+    }
+}
+
 #[tokio::test]
 async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
     let directory = tempfile::tempdir().unwrap();
@@ -94,17 +112,7 @@ async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
     let session = lab.session("a").await.handle;
     lab.write(write_of(&session, &vec!["young"; MANY])).await;
     let old = UnixMillis(NOW.0 - 60 * DAY);
-    let imported = ImportedSession {
-        identity: identity("b"),
-        agent_id: None,
-        client: None,
-        started: old,
-        ended: Some(old),
-        end_reason: None,
-        producer_dropped: 0,
-        messages: vec![ImportedMessage { message: NewMessage { recorded: old, ..message("old") }, state: ImportedState::Done }],
-    };
-    assert_eq!(lab.store.import(imported).await.unwrap().messages, 1);
+    assert_eq!(lab.store.import(said_elsewhere(&[old])).await.unwrap().messages, 1);
     lab.write(write_of(&session, &vec!["young"; MANY])).await;
     drop(session);
     lab.store.close().await;
@@ -112,6 +120,27 @@ async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
     let by_age = Aim::age(UnixMillis(NOW.0 + DAY), Duration::from_secs(30 * 86_400));
     assert_eq!(run(&connection, by_age, false), (1, 0));
     let mut pass = Pass::new(by_age);
+    assert!(retention::step(&connection, &mut pass, false, NextIds::read(&connection).unwrap().unwrap()).unwrap().finished);
+}
+
+#[tokio::test]
+async fn an_imported_message_that_was_still_too_young_at_the_first_pass_leaves_in_its_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    lab.write(write_of(&session, &vec!["young"; MANY])).await;
+    let imported = said_elsewhere(&[UnixMillis(NOW.0 - 60 * DAY), UnixMillis(NOW.0 - 20 * DAY)]);
+    assert_eq!(lab.store.import(imported).await.unwrap().messages, 2);
+    lab.write(write_of(&session, &vec!["young"; MANY])).await;
+    drop(session);
+    lab.store.close().await;
+    let connection = hand(&settings);
+    let by_age = |days: i64| Aim::age(UnixMillis(NOW.0 + days * DAY), Duration::from_secs(30 * 86_400));
+    assert_eq!(run(&connection, by_age(1), false), (1, 0));
+    assert_eq!(run(&connection, by_age(11), false), (1, 0));
+    // Now all stand in order again.
+    let mut pass = Pass::new(by_age(12));
     assert!(retention::step(&connection, &mut pass, false, NextIds::read(&connection).unwrap().unwrap()).unwrap().finished);
 }
 
