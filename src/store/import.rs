@@ -160,7 +160,10 @@ fn write(
                 .execute(params![row.0, key.0, reason, answer, now.0])?;
             }
             if behind {
-                cursor = Cursor { row, offset: 0, last_report: cursor.last_report.max(one.message.time) };
+                // The report time is that of rows that were reported: a salvage believes no other.
+                let reported = one.message.sendable && one.state == ImportedState::Done;
+                let last_report = if reported { cursor.last_report.max(one.message.time) } else { cursor.last_report };
+                cursor = Cursor { row, offset: 0, last_report };
             }
             let sendable = !behind && !kept && one.message.sendable;
             touched.wrote(key, row, sendable);

@@ -205,3 +205,36 @@ async fn readable_messages_survive_damage_with_their_order_and_are_delivered() {
     assert_eq!(pending.iter().map(|message| message.content.as_str()).collect::<Vec<_>>(), ["one", "two", "three", "four"]);
     assert_eq!(pending.iter().take(3).map(|message| message.row).collect::<Vec<_>>(), rows);
 }
+
+#[tokio::test]
+async fn an_imported_session_that_was_delivered_is_not_sent_again_after_a_salvage() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let one = |hours: i64, sendable, state| ImportedMessage {
+        message: NewMessage { time: UnixMillis(NOW.0 + hours * 3_600_000), sendable, ..message("said") },
+        state,
+    };
+    let session = ImportedSession {
+        identity: identity("old"),
+        agent_id: None,
+        client: None,
+        started: NOW,
+        ended: Some(NOW),
+        end_reason: None,
+        producer_dropped: 0,
+        messages: vec![
+            one(0, true, ImportedState::Done),
+            // Neither was ever reported.
+            one(1, true, ImportedState::Rejected("invalid".into(), None)),
+            one(2, false, ImportedState::Done),
+        ],
+    };
+    assert_eq!(lab.store.import(session).await.unwrap().messages, 3);
+    lab.store.close().await;
+    let database = fs::OpenOptions::new().write(true).open(settings.directory.join("history.db")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&database, &[0; 100], 0).unwrap();
+    let lab = Lab::open(&settings);
+    assert_eq!((lab.metrics.messages_salvaged.get(), lab.metrics.cursors_lost.get()), (3, 0));
+    assert_eq!(lab.metrics.pending_at_start.get(), 0);
+}
