@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
 use super::open::Fault;
 use super::record::{SessionSnapshot, TranscriptMessage};
@@ -202,7 +202,8 @@ impl Archive {
     pub fn message(&self, row: RowId) -> Result<Option<(SessionKey, TranscriptMessage)>, ArchiveError> {
         let Some(session) = self.session_of(row)? else { return Ok(None) };
         let page = self.messages(session, RowId(row.0 - 1), 1)?;
-        Ok(page.into_iter().next().map(|message| (session, message)))
+        // It may have left since; then the page begins with another.
+        Ok(page.into_iter().next().filter(|message| message.row == row).map(|message| (session, message)))
     }
 
     /// Texts of the rows after `after`, at most `limit`, fewer where they are long; none for a row whose checksum fails. Empty
@@ -264,13 +265,14 @@ impl Archive {
         })
     }
 
-    /// The audio of a message.
+    /// The audio of a message; `None` when it has none, or has left the store.
     ///
     /// # Errors
     /// When the archive cannot be read.
     pub fn audio(&self, row: RowId) -> Result<Option<Vec<u8>>, ArchiveError> {
         self.read(|connection| {
-            cached(connection, "SELECT audio FROM messages WHERE id = ?1")?.query_row([row.0], |row| row.get(0))
+            let audio = cached(connection, "SELECT audio FROM messages WHERE id = ?1")?.query_row([row.0], |row| row.get(0));
+            Ok(audio.optional()?.flatten())
         })
     }
 

@@ -294,6 +294,33 @@ async fn a_page_of_long_messages_weighs_no_more_than_one_of_short_ones_and_none_
     assert_eq!((in_store, in_archive, texts), (12, 12, 12));
 }
 
+/// Retention and forgetting go on beside a reader.
+#[tokio::test]
+async fn a_message_that_has_left_beside_a_reader_is_no_other_and_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    let with_audio = NewMessage { audio: Some(b"sound".to_vec()), ..message("one") };
+    lab.write(SessionWrite { messages: vec![with_audio, message("two")], ..empty_write(&session) }).await;
+    let rows: Vec<RowId> = lab.store.pending(&session, 9, 999).await.unwrap().iter().map(|message| message.row).collect();
+    drop(session);
+    lab.store.close().await;
+    let hand = rusqlite::Connection::open(settings.directory.join("history.db")).unwrap();
+    // In its session it is no more, as if it had left between two looks.
+    let index: String =
+        hand.query_row("SELECT sql FROM sqlite_schema WHERE name = 'messages_by_session'", [], |row| row.get(0)).unwrap();
+    hand.execute_batch(&format!("DROP INDEX messages_by_session; {index} WHERE id <> {}; PRAGMA writable_schema = 1", rows[0].0))
+        .unwrap();
+    hand.execute("UPDATE sqlite_schema SET sql = ?1 WHERE name = 'messages_by_session'", [index]).unwrap();
+    drop(hand);
+    let archive = Archive::open(&settings.directory).unwrap();
+    assert_eq!(archive.message(rows[0]).unwrap(), None);
+    assert_eq!(archive.message(rows[1]).unwrap().unwrap().1.content, "two");
+    assert_eq!(archive.audio(rows[0]).unwrap().as_deref(), Some(b"sound".as_slice()));
+    assert_eq!((archive.audio(rows[1]).unwrap(), archive.audio(RowId(rows[1].0 + 1)).unwrap()), (None, None));
+}
+
 /// Made by version 0.1.0 and kept for ever: a session with a delivered, a rejected, a pending and a kept message, a held
 /// transcript and a stream.
 #[tokio::test]
