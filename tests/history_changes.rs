@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::history::{
-    CONVERSATION, MAC, OTHER_MAC, bytes_are_in, command, converse, fill, json_of, refusal, run, run_with_input, text,
+    CONVERSATION, MAC, OTHER_MAC, bytes_are_in, command, converse, fill, json_of, refusal, run, run_unread, run_with_input, text,
 };
 use crate::support::{Agent, Daemon, Fault, ManagerApi, Rule, Variant, eventually, oracle, soon};
 
@@ -195,6 +195,11 @@ fn a_set_aside_damaged_store_that_still_holds_the_text_is_named() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(70), "{output:?}");
     assert!(said.contains("corrupt/old/history.db") && said.contains("delete it by hand"), "{said}");
+    // Also where nobody reads what else is said.
+    let output = run_unread(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(70), "{said}");
+    assert!(said.contains("corrupt/old/history.db"), "{said}");
     // Whoever was never in it is told that it is there.
     let said = text(&daemon, &["history", "forget", "--mac", OTHER_MAC, "--yes"]);
     assert!(said.contains("/corrupt are damaged stores: nothing of device") && !said.contains("checked: none of 0"), "{said}");
@@ -319,6 +324,20 @@ fn an_export_is_read_back_as_it_was_and_reading_it_twice_changes_nothing() {
             assert_eq!(without_date(&text(&target, &["history", "export", "--format", format])), without_date(&export));
         }
     }
+}
+
+#[test]
+fn what_follows_an_export_in_the_same_input_is_not_passed_over_in_silence() {
+    let source = Daemon::builder().start();
+    converse(&source, MAC, "s");
+    let export = text(&source, &["history", "export"]);
+    let target = Daemon::builder().start();
+    assert!(imported(&target, &format!("{export}\n \n")).contains("imported 8 messages"));
+    let output = run_with_input(&target, &["history", "import", "-"], format!("{export}{export}").as_bytes());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    assert!(said.contains("something follows the export"), "{said}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("8 were there already"), "{output:?}");
 }
 
 #[test]
@@ -465,6 +484,12 @@ fn what_is_no_export_is_refused_with_the_place_and_without_the_text() {
     let message = message.replace("\"t\"", "\"s\"");
     let said = refuse(&format!("{header}\n{session}\n{message}\n"));
     assert!(said.contains("uuid") && said.contains("-:3"), "{said}");
+    let file = daemon.directory().join("broken.jsonl");
+    std::fs::write(&file, format!("{header}\n{session}\n{message}\n")).expect("a file");
+    let output = run_unread(&daemon, &["history", "import", &file.display().to_string()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.contains("uuid") && said.contains("broken.jsonl:3"), "{said}");
     assert!(refusal(&daemon, &["history", "import", "/no/such/file"], 64).contains("cannot read /no/such/file"));
 }
 

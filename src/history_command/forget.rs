@@ -1,7 +1,7 @@
 //! `history forget`: a device's or a session's history is deleted everywhere on this host, and that is checked.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::failure::Failure;
@@ -63,21 +63,15 @@ pub(super) fn forget(arguments: &ForgetArgs, settings: &Settings, out: &mut dyn 
         including_undelivered: arguments.including_undelivered,
     })?;
     hand.finish();
-    if answer.sessions == 0 && answer.backups == 0 {
-        writeln!(out, "there is nothing of {whose} in the store and the backups")?;
-    } else {
-        writeln!(
-            out,
-            "deleted of {whose}: {} sessions, {} messages ({} undelivered ones and held transcripts among them), {} backup files",
-            answer.sessions, answer.messages, answer.undelivered, answer.backups
-        )?;
-    }
-    out.flush()?;
+    // Whoever reads the output no more is still to know whether all is gone.
     let places = Places::of(settings);
-    check(arguments, settings, &places, &found, &answer).map_err(|failure| match failure {
+    let checked = check(arguments, settings, &places, &found, &answer).map_err(|failure| match failure {
         Failure::Incomplete(files) => Failure::Incomplete(format!("these files still hold something of {whose}: {files}")),
         other => other,
-    })?;
+    });
+    let told = tell(out, &whose, &answer);
+    checked?;
+    told?;
     let searched_for = found.texts.0.len();
     if searched_for > 0 {
         writeln!(out, "checked: none of {searched_for} texts is in the files of the store and the backups any more")?;
@@ -94,6 +88,20 @@ pub(super) fn forget(arguments: &ForgetArgs, settings: &Settings, out: &mut dyn 
         )?;
     }
     Ok(out.flush()?)
+}
+
+/// Tells what was deleted.
+fn tell(out: &mut dyn Write, whose: &str, answer: &Answer) -> io::Result<()> {
+    if answer.sessions == 0 && answer.backups == 0 {
+        writeln!(out, "there is nothing of {whose} in the store and the backups")?;
+    } else {
+        writeln!(
+            out,
+            "deleted of {whose}: {} sessions, {} messages ({} undelivered ones and held transcripts among them), {} backup files",
+            answer.sessions, answer.messages, answer.undelivered, answer.backups
+        )?;
+    }
+    out.flush()
 }
 
 fn question(found: &Found, whose: &str, arguments: &ForgetArgs) -> String {

@@ -183,12 +183,12 @@ pub(super) fn import(arguments: &ImportArgs, settings: &Settings, out: &mut dyn 
     let totals = std::mem::take(&mut chunks.totals);
     drop(chunks);
     hand.finish();
-    writeln!(
+    let told = writeln!(
         out,
         "imported {} messages of {} sessions; {} were there already; {} are pending and will be delivered",
         totals.messages, totals.sessions, totals.known, totals.pending
-    )?;
-    out.flush()?;
+    )
+    .and_then(|()| out.flush());
     if totals.old > 0 {
         say(format_args!(
             "{} messages of the export are older than store.retention ({}): they leave again within the hour (raise it first to \
@@ -197,7 +197,9 @@ pub(super) fn import(arguments: &ImportArgs, settings: &Settings, out: &mut dyn 
             humantime::format_duration(retention)
         ));
     }
-    read
+    // Whoever reads the output no more is still to know what became of the import.
+    read?;
+    Ok(told?)
 }
 
 fn check_header(header: &Value, name: &str) -> Result<(), Failure> {
@@ -303,14 +305,11 @@ fn document(first: Vec<u8>, input: Box<dyn BufRead>, name: &str, chunks: &mut Ch
     if let Some(failure) = failure.or(taken.map(|failure| *failure)) {
         return Err(failure);
     }
-    parsed.map_err(|error| {
-        Failure::Input(format!(
-            "{name}:{}:{}: this is no export of chat-historyd ({:?} error)",
-            error.line(),
-            error.column(),
-            error.classify()
-        ))
-    })
+    let failed = |what: &str, error: serde_json::Error| {
+        Failure::Input(format!("{name}:{}:{}: {what} ({:?} error)", error.line(), error.column(), error.classify()))
+    };
+    parsed.map_err(|error| failed("this is no export of chat-historyd", error))?;
+    parser.end().map_err(|error| failed("something follows the export, which was not read (import one at a time)", error))
 }
 
 /// The document as a stream of sessions.

@@ -64,6 +64,13 @@ pub fn run(daemon: &Daemon, words: &[&str]) -> Output {
     command(daemon, words).output().expect("the binary runs")
 }
 
+/// What it did where nobody reads its standard output (`… | true`).
+pub fn run_unread(daemon: &Daemon, words: &[&str]) -> Output {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    command(daemon, words).stdout(writer).output().expect("the binary runs")
+}
+
 /// What it did with this on its standard input.
 pub fn run_with_input(daemon: &Daemon, words: &[&str], input: &[u8]) -> Output {
     let mut child = command(daemon, words)
