@@ -187,7 +187,7 @@ fn regular(path: PathBuf) -> PathBuf {
     if foreign { path.with_extension("not-followed") } else { path }
 }
 
-/// Counts a salvage and says so.
+/// Counts a salvage and says so, and what of the damaged store is nowhere else.
 pub(super) fn announce(metrics: &Metrics, aside: &Path, report: &SalvageReport) {
     metrics.stores_salvaged.increment();
     metrics.messages_salvaged.add(report.messages);
@@ -196,8 +196,16 @@ pub(super) fn announce(metrics: &Metrics, aside: &Path, report: &SalvageReport) 
         aside = %aside.display(),
         messages = report.messages,
         sessions_sent_again = report.sessions_without_cursor,
+        messages_damaged = report.messages_damaged,
+        messages_without_session = report.messages_without_session,
+        held_without_session = report.held_without_session,
+        sessions_lost = report.sessions_lost,
         "a damaged store was set aside; its readable messages were salvaged"
     );
+    let left = [report.messages_damaged, report.messages_without_session, report.held_without_session, report.sessions_lost];
+    if left.iter().any(|count| *count > 0) {
+        tracing::error!(aside = %aside.display(), "not all that was found could be carried over: the rest stands there alone, keep it");
+    }
 }
 
 /// After a repair: the sessions in use are written into the new database with what is known of them in memory, and counted

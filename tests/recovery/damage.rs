@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::{Dice, MAC, comes_up, from_environment};
+use crate::support::eventually::SOON;
 use crate::support::oracle::{check_books, check_fresh};
 use crate::support::{Daemon, ManagerApi, Producer, Variant, disk, soon};
 
@@ -270,4 +271,34 @@ fn one_zeroed_page_costs_its_own_messages_only() {
     }
     eprintln!("of {} messages, {least} at least survive the loss of one page", 2 * EACH * SESSIONS);
     assert!(least * 2 >= 2 * EACH * SESSIONS, "{least} survived");
+}
+
+#[test]
+fn what_a_salvage_leaves_behind_is_told() {
+    for is_damaged in [false, true] {
+        let mut daemon = Daemon::builder().set("backup.enabled", "false").start();
+        let mut producer = Producer::connected(&daemon, MAC, "s");
+        for content in ["the first", "the second", "the third"] {
+            producer.say(1, content);
+        }
+        producer.wait_until_acked();
+        assert!(daemon.term(SOON).success());
+        let path = daemon.store().join("history.db");
+        let mut database = fs::read(&path).expect("the database");
+        // It is salvaged in either case.
+        database[..16].fill(0);
+        if is_damaged {
+            let at = database.windows(10).position(|bytes| bytes == b"the second").expect("the second message");
+            database[at] ^= 4;
+        }
+        fs::write(&path, database).expect("the database");
+        daemon.start();
+        let log = daemon.log();
+        let damaged = format!("messages_damaged={}", u8::from(is_damaged));
+        for field in [&damaged, "messages_without_session=0", "held_without_session=0", "sessions_lost=0"] {
+            assert!(log.contains(field), "{field}: {log}");
+        }
+        assert_eq!(log.contains("the rest stands there alone, keep it"), is_damaged, "{log}");
+        assert_eq!(daemon.metric("messages_salvaged"), 3 - u64::from(is_damaged));
+    }
 }
