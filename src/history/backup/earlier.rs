@@ -290,8 +290,8 @@ mod tests {
         let damaged = MessageRecord { uuid: Uuid::nil(), content: String::new(), state: MessageState::Damaged, ..all[1].clone() };
         for _ in 0..2 {
             let backup = read(&write(directory.path(), &session, [&all[0], &damaged, &all[2]]).unwrap());
-            assert_eq!(uuids(&backup), [1, 2, 0, 3]);
-            assert_eq!(backup["messages"][1]["content"], all[1].content.as_str());
+            assert_eq!(uuids(&backup), [1, 0, 2, 3]);
+            assert_eq!(backup["messages"][2]["content"], all[1].content.as_str());
             assert!(counted(&backup), "{}", backup["counts"]);
         }
     }
