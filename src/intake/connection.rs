@@ -410,7 +410,8 @@ impl Connection {
         }
         self.named = None;
         if self.numbers_of != stream {
-            self.settle_the_stream_before().await;
+            // Boxed: no connection carries what nearly none waits for.
+            Box::pin(self.settle_the_stream_before()).await;
             self.numbers_of.clone_from(&stream);
         }
         self.bound = Some(Bound { identity, session, stream, ack });

@@ -4,9 +4,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// The youngest `MOST`, with what is known of each.
+/// The youngest `MOST`, with what is known of each. Boxed, and only once there is one: most sessions have nothing to remember.
 #[derive(Debug)]
-pub(super) struct Youngest<V, const MOST: usize> {
+pub(super) struct Youngest<V, const MOST: usize>(Option<Box<Known<V>>>);
+
+#[derive(Debug)]
+struct Known<V> {
     known: HashMap<Arc<str>, V>,
     order: VecDeque<Arc<str>>,
 }
@@ -16,20 +19,21 @@ pub(super) type YoungestIds<const MOST: usize> = Youngest<(), MOST>;
 
 impl<V, const MOST: usize> Youngest<V, MOST> {
     pub(super) fn contains(&self, id: &str) -> bool {
-        self.known.contains_key(id)
+        self.0.as_ref().is_some_and(|all| all.known.contains_key(id))
     }
 
     /// What is known of this one, which is `fresh` when it is new.
     pub(super) fn get_or_insert(&mut self, id: &Arc<str>, fresh: V) -> &mut V {
-        if !self.contains(id) {
-            if self.order.len() >= MOST
-                && let Some(oldest) = self.order.pop_front()
+        let Known { known, order } = &mut **self.0.get_or_insert_default();
+        if !known.contains_key(id) {
+            if order.len() >= MOST
+                && let Some(oldest) = order.pop_front()
             {
-                self.known.remove(&oldest);
+                known.remove(&oldest);
             }
-            self.order.push_back(Arc::clone(id));
+            order.push_back(Arc::clone(id));
         }
-        self.known.entry(Arc::clone(id)).or_insert(fresh)
+        known.entry(Arc::clone(id)).or_insert(fresh)
     }
 }
 
@@ -45,6 +49,12 @@ impl<const MOST: usize> YoungestIds<MOST> {
 }
 
 impl<V, const MOST: usize> Default for Youngest<V, MOST> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<V> Default for Known<V> {
     fn default() -> Self {
         Self { known: HashMap::new(), order: VecDeque::new() }
     }
@@ -74,6 +84,6 @@ mod tests {
         assert!(!ids.insert("b"), "known, and not made younger");
         assert!(ids.insert("e"));
         assert!(!ids.contains("a") && !ids.contains("b") && ids.contains("c"));
-        assert_eq!((ids.known.len(), ids.order.len()), (3, 3));
+        assert_eq!(ids.0.map(|all| (all.known.len(), all.order.len())), Some((3, 3)));
     }
 }

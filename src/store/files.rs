@@ -227,8 +227,9 @@ fn is_own(directory: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let name = entry.file_name();
+        let is_a_database = ["history.db", "search.db"].iter().any(|database| name.to_string_lossy().starts_with(database));
         // Only a file: /var has a symlink of that name.
-        if name.to_string_lossy().starts_with("history.db") || (name == "lock" && entry.file_type()?.is_file()) {
+        if is_a_database || (name == "lock" && entry.file_type()?.is_file()) {
             return Ok(true);
         }
         // A new file system has that, too.
