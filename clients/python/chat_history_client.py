@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import json
 import logging
 import math
@@ -38,7 +39,7 @@ import time
 import unicodedata
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterable, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
 
 __all__ = ["ChatHistoryClient", "Stats", "DEFAULT_EVENTS", "default_socket_paths"]
 __version__ = "0.1.0"
@@ -311,6 +312,7 @@ def _after_fork() -> None:
     # The parent's connection must end with the parent: a child that held it open would hide the parent's death.
     for client in list(_live):
         client._let_go_of_socket()
+        client._forget_other_threads()
     _live.clear()
 
 
@@ -350,7 +352,17 @@ class ChatHistoryClient:
         self._max_bytes = max(1, max_bytes)
         self._keep_interim = keep_interim
         self._pid = 0  # of the process that attached
+        self._forget_other_threads()
         self._reset()
+
+    def _forget_other_threads(self) -> None:
+        """A fork copies the lock as it is, but not the thread that would let it go."""
+        # Queues, books and socket are touched by one thread at a time, see `_hold`. Only `_handed_over` takes lines from any
+        # thread at any moment: appending to a deque needs no lock, so that not even a signal handler can come in between.
+        self._lock = threading.RLock()
+        self._held = False
+        self._handed_over: Deque[bytes] = deque()
+        self._unlogged: Deque[str] = deque()
 
     def _reset(self) -> None:
         """The state of a client that was never attached."""
@@ -364,9 +376,6 @@ class ChatHistoryClient:
         self._unacked: Deque[_Line] = deque()
         self._waiting: Deque[_Line] = deque()
         self._bytes = 0
-        self._from_threads: Deque[bytes] = deque()
-        self._from_threads_bytes = 0
-        self._from_threads_lock = threading.Lock()
         # Dropped after they were written: the daemon may have them nevertheless, its next answer tells.
         self._doubtful: Deque[Tuple[int, int, int]] = deque()  # number, connection, told
         self._enqueued = self._acked = self._lost = self._refused = self._errors = self._connects = 0
@@ -493,25 +502,22 @@ class ChatHistoryClient:
     @property
     def stats(self) -> Stats:
         """The numbers of this client, now."""
-        pending = len(self._unacked) + len(self._waiting) + len(self._from_threads)
-        return Stats(
-            enqueued=self._enqueued + len(self._from_threads),
-            acked=self._acked,
-            dropped=self._lost + len(self._doubtful),
-            pending=pending,
-            pending_bytes=self._bytes + self._from_threads_bytes,
-            connects=self._connects,
-            refused=self._refused,
-            errors=self._errors,
-        )
+        with self._lock:
+            handed_over = self._handed_over.copy()  # other threads append to the original
+            return Stats(
+                enqueued=self._enqueued + len(handed_over),
+                acked=self._acked,
+                dropped=self._lost + len(self._doubtful),
+                pending=len(self._unacked) + len(self._waiting) + len(handed_over),
+                pending_bytes=self._bytes + sum(map(len, handed_over)),
+                connects=self._connects,
+                refused=self._refused,
+                errors=self._errors,
+            )
 
     # -- listening -----------------------------------------------------------------------------------------------------
 
     def _attach(self, session: Any, mac_address: object, session_id: str, agent_id: Optional[str]) -> bool:
-        if os.getpid() != self._pid:  # first use, or the first in a forked child: nothing of the parent's counts
-            self._let_go_of_socket()
-            self._reset()
-            self._pid = os.getpid()
         if not session_id:
             self._warn(
                 "nameless", "session_id is empty (ctx.room.name is, before ctx.connect(): ctx.job.room.name is not); not attached"
@@ -523,6 +529,29 @@ class ChatHistoryClient:
             start["mac_address"] = mac
         if agent_id:
             start["agent_id"] = str(agent_id)
+        _hook_process()
+        _live.add(self)
+        with self._hold() as held:
+            if not held or not self._begin(start):
+                return False
+            fresh = session is not None and not any(known() is session for known in self._sessions)
+            if fresh:
+                self._sessions.append(_reference(session))
+        if fresh:
+            for name in self._events:
+                try:
+                    session.on(name, self._listener(name))
+                except Exception as problem:
+                    self._swallow("attach to %s" % name, problem)
+        self._work()
+        return True
+
+    def _begin(self, start: Dict[str, Any]) -> bool:
+        """Introduces the conversation, unless another one is under way."""
+        if os.getpid() != self._pid:  # first use, or the first in a forked child: nothing of the parent's counts
+            self._let_go_of_socket()
+            self._reset()
+            self._pid = os.getpid()
         if self._start and not _same_conversation(self._start, start):
             if not self._is_over():
                 self._warn("second", "one client, one conversation: the next one needs its own ChatHistoryClient; not attached")
@@ -535,18 +564,9 @@ class ChatHistoryClient:
             start["ack"] = True
             start["client"] = "chat_history_client.py/" + __version__
             self._start = start
-        _hook_process()
-        _live.add(self)
         self._close_seen = False
         self._give_up_at = None
         self._hurried = False
-        if session is not None and not any(known() is session for known in self._sessions):
-            self._sessions.append(_reference(session))
-            for name in self._events:
-                try:
-                    session.on(name, self._listener(name))
-                except Exception as problem:
-                    self._swallow("attach to %s" % name, problem)
         if self._settle_on_loop():
             self._connect_if_due()
         return True
@@ -604,28 +624,43 @@ class ChatHistoryClient:
 
     def _hand_over(self, body: bytes) -> None:
         """Into the kernel before this returns, unless lines before it are still waiting or another thread owns the socket."""
-        if self._settle_on_loop():
-            self._absorb()
-            self._push(body)
-        else:
-            with self._from_threads_lock:
-                self._from_threads.append(body)
-                self._from_threads_bytes += len(body)
-                while len(self._from_threads) > self._max_lines or self._from_threads_bytes > self._max_bytes:
-                    self._from_threads_bytes -= len(self._from_threads.popleft())
-                    self._enqueued += 1
-                    self._lost += 1
-            loop = self._loop
-            if loop is not None:
-                loop.call_soon_threadsafe(self._absorb)
+        self._handed_over.append(body)
+        self._work()
 
-    def _absorb(self) -> None:
-        """Takes over what other threads said."""
-        while self._from_threads:
-            with self._from_threads_lock:
-                body = self._from_threads.popleft()
-                self._from_threads_bytes -= len(body)
-            self._push(body)
+    def _work(self) -> None:
+        """Takes over what was handed over, by this thread or another, and what is handed over meanwhile."""
+        while self._handed_over:
+            owner = self._loop_elsewhere()
+            if owner is not None and not self._is_too_much_handed_over():
+                try:
+                    owner.call_soon_threadsafe(self._on_loop)
+                    return
+                except RuntimeError:  # closed in this very moment
+                    pass
+            with self._hold() as held:
+                if not held:
+                    return
+                if self._settle_on_loop():
+                    self._absorb(_LINES_PER_TURN)
+                else:
+                    while self._is_too_much_handed_over():
+                        self._handed_over.popleft()
+                        self._enqueued += 1
+                        self._lost += 1
+                loop = self._loop
+            if self._handed_over and loop is not None and loop is _running_loop():
+                loop.call_soon(self._on_loop)
+                return
+
+    def _is_too_much_handed_over(self) -> bool:
+        bodies = self._handed_over.copy()
+        return len(bodies) > self._max_lines or (len(bodies) > 1 and sum(map(len, bodies)) > self._max_bytes)
+
+    def _absorb(self, most: Optional[int] = None) -> None:
+        """Gives the lines that were handed over their numbers."""
+        there = len(self._handed_over)
+        for _ in range(there if most is None else min(there, most)):
+            self._push(self._handed_over.popleft())
 
     def _push(self, body: bytes, told: int = 0) -> int:
         self._seq += 1
@@ -678,7 +713,7 @@ class ChatHistoryClient:
         return self._acked > before
 
     def _all_settled(self) -> bool:
-        return not self._unacked and not self._waiting and not self._from_threads
+        return not self._unacked and not self._waiting and not self._handed_over
 
     def _is_over(self) -> bool:
         """Ended, delivered, and nothing more to come from the framework."""
@@ -686,25 +721,70 @@ class ChatHistoryClient:
 
     # -- the connection ------------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def _hold(self) -> Iterator[bool]:
+        """One thread at a time, and never for long: whoever holds does not wait for anything, and calls nothing of the agent's.
+
+        False: this very thread is in the middle of it already, for a signal handler or a destructor may call us as well.
+        What it handed over is found by ``_work``, when the one that was interrupted goes on.
+        """
+        try:
+            with self._lock:
+                if self._held:
+                    yield False
+                    return
+                self._held = True
+                try:
+                    yield True
+                finally:
+                    self._held = False
+        finally:
+            self._log_if_free()
+
+    def _on_loop(self, what: Optional[Callable[[], None]] = None) -> None:
+        """Everything that a loop calls."""
+        try:
+            if os.getpid() != self._pid:
+                return
+            with self._hold() as held:
+                if held and self._settle_on_loop() and what is not None:
+                    what()
+            self._work()
+        except Exception as problem:
+            self._swallow("a turn of the loop", problem)
+
+    def _loop_elsewhere(self) -> Optional[asyncio.AbstractEventLoop]:
+        """The loop that owns the socket, if it runs in another thread."""
+        owner, running = self._loop, _running_loop()
+        if owner is None or owner is running or not owner.is_running():
+            return None
+        return None if running is None and threading.get_ident() == self._thread else owner
+
     def _settle_on_loop(self) -> bool:
         """Makes the running loop ours where that is possible. False: another thread's loop owns the socket."""
-        running = _running_loop()
-        if running is not None and running is self._loop:
+        if self._loop_elsewhere() is not None:
+            return False
+        running, owner = _running_loop(), self._loop
+        if running is not None and running is owner:
+            self._thread = threading.get_ident()
             return True
-        owner = self._loop
-        if owner is not None and owner.is_running():
-            return running is None and threading.get_ident() == self._thread
         if running is not None:  # the first loop, or the one after a loop that ended
             self._leave_loop()
             self._loop = running
             self._thread = threading.get_ident()
             self._watch(True)
             if self._sock is None and self._retry_at:
-                self._retry_timer = running.call_later(max(0.0, self._retry_at - time.monotonic()), self._on_retry)
+                delay = max(0.0, self._retry_at - time.monotonic())
+                self._retry_timer = running.call_later(delay, self._on_loop, self._on_retry)
             elif self._out or self._waiting:
                 self._want_write(True)
         elif owner is not None and owner.is_closed():
             self._leave_loop()
+        elif owner is not None and not owner.is_running() and threading.get_ident() != self._thread:
+            # It may run again at any moment, in its own thread: leave it alone, it finds us when it does.
+            self._leave_loop()
+            with contextlib.suppress(RuntimeError):
+                owner.call_soon_threadsafe(self._on_loop)
         return True
 
     def _leave_loop(self) -> None:
@@ -723,7 +803,7 @@ class ChatHistoryClient:
         if not on:
             self._want_write(False)
         if on and not self._reading:
-            loop.add_reader(sock, self._on_readable)
+            loop.add_reader(sock, self._on_loop, self._on_readable)
         elif not on and self._reading:
             loop.remove_reader(sock)
         self._reading = on
@@ -733,7 +813,7 @@ class ChatHistoryClient:
         if loop is None or sock is None or loop.is_closed() or self._writing == on:
             return
         if on:
-            loop.add_writer(sock, self._pump)
+            loop.add_writer(sock, self._on_loop, self._pump)
         else:
             loop.remove_writer(sock)
         self._writing = on
@@ -812,7 +892,7 @@ class ChatHistoryClient:
         self._attempt += 1
         self._retry_at = now + delay
         if self._loop is not None and not self._loop.is_closed():
-            self._retry_timer = self._loop.call_later(delay, self._on_retry)
+            self._retry_timer = self._loop.call_later(delay, self._on_loop, self._on_retry)
 
     def _stop_retrying(self) -> None:
         if self._retry_timer is not None:
@@ -823,7 +903,7 @@ class ChatHistoryClient:
     def _on_retry(self) -> None:
         try:
             self._retry_timer = None
-            if self._sock is None and os.getpid() == self._pid:
+            if self._sock is None:
                 self._connect()
         except Exception as problem:
             self._swallow("connect", problem)
@@ -842,7 +922,7 @@ class ChatHistoryClient:
     def _watch_for_stall(self) -> None:
         if self._stall_timer is None and self._loop is not None and not self._loop.is_closed() and not self._all_settled():
             self._heard = False
-            self._stall_timer = self._loop.call_later(_STALL_CHECK, self._on_stall_check)
+            self._stall_timer = self._loop.call_later(_STALL_CHECK, self._on_loop, self._on_stall_check)
 
     def _on_stall_check(self) -> None:
         """A daemon that hangs holds its connections; a fresh one may have taken over the path meanwhile."""
@@ -977,39 +1057,57 @@ class ChatHistoryClient:
     def _end(self, reason: object) -> None:
         try:
             self._end_reason = str(reason or "")[:200]
-            self._settle_on_loop()
-            self._absorb()
-            if self._end_seq and self._end_seq == self._seq:
-                return
-            self._make_room(512)
-            # What an earlier end told is not said again; some of it may have arrived after all.
-            dropped = max(0, self.stats.dropped - self._told)
-            self._told += dropped
-            end = {"type": "session_end", "reason": self._end_reason, "dropped": dropped}
-            self._end_seq = self._push(_encode(end), dropped)
+            owner = self._loop_elsewhere()
+            if owner is not None:
+                with contextlib.suppress(RuntimeError):  # closed in this very moment
+                    owner.call_soon_threadsafe(self._on_loop, self._push_end)
+                    return
+            with self._hold() as held:
+                if held and self._settle_on_loop():
+                    self._push_end()
+            self._work()
         except Exception as problem:
             self._swallow("session_end", problem)
 
+    def _push_end(self) -> None:
+        self._absorb()
+        if self._end_seq and self._end_seq == self._seq:
+            return
+        self._make_room(512)
+        # What an earlier end told is not said again; some of it may have arrived after all.
+        dropped = max(0, self.stats.dropped - self._told)
+        self._told += dropped
+        end = {"type": "session_end", "reason": self._end_reason, "dropped": dropped}
+        self._end_seq = self._push(_encode(end), dropped)
+
     async def _finish(self, reason: object, deadline: float) -> bool:
-        loop, running = self._loop, _running_loop()
-        if loop is not None and loop is not running and loop.is_running():
+        owner = self._loop_elsewhere()
+        if owner is not None:
             # Called on another loop than the one that owns the socket: it is done there.
-            there = asyncio.run_coroutine_threadsafe(self._finish(reason, deadline), loop)
-            return await asyncio.wrap_future(there)
-        self._settle_on_loop()
+            there = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._finish(reason, deadline), owner))
+            try:
+                while not there.done() and owner.is_running():
+                    await asyncio.wait({there}, timeout=0.05)
+            finally:
+                there.cancel()
+            if not there.cancelled():
+                return there.result()
+            return await self._finish(reason, deadline)  # that loop came to its end meanwhile
         self._end(reason)
-        self._hurried = True
-        if self._sock is None and not self._all_settled():
-            self._attempt = 0
-            self._connect()
+        with self._hold() as held:
+            self._hurried = True
+            if held and self._settle_on_loop() and self._sock is None and not self._all_settled():
+                self._attempt = 0
+                self._connect()
         await self._until(self._all_settled, deadline)
-        self._hurried = False
-        done = self._all_settled()
-        self._give_up_at = time.monotonic() + _LINGER
-        if self._is_over():
-            self._lost_connection()
-        elif not done:
-            self._warn("not acked", "%d lines are not acknowledged at the end of the session" % self.stats.pending)
+        with self._hold():
+            self._hurried = False
+            done = self._all_settled()
+            self._give_up_at = time.monotonic() + _LINGER
+            if self._is_over():
+                self._lost_connection()
+            elif not done:
+                self._warn("not acked", "%d lines are not acknowledged at the end of the session" % self.stats.pending)
         return done
 
     async def _until(self, reached: Callable[[], bool], deadline: float) -> None:
@@ -1031,38 +1129,45 @@ class ChatHistoryClient:
                 waiter.set_result(None)
 
     def _flush_sync(self, deadline: float) -> bool:
-        if not self._settle_on_loop():  # a loop in another thread does the work; we watch
-            while not self._all_settled() and time.monotonic() < deadline:
-                time.sleep(0.005)
-            return self._all_settled()
-        self._absorb()
         next_try = 0.0
-        while not self._all_settled():
-            now = time.monotonic()
-            if now >= deadline:
-                return False
-            if self._sock is None:
-                if now >= next_try:
+        while True:
+            with self._hold() as held:
+                if not held:
+                    return False
+                here = self._settle_on_loop()  # else a loop in another thread does the work; we watch
+                if here:
+                    self._absorb()
+                now = time.monotonic()
+                if self._all_settled() or now >= deadline:
+                    break
+                if here and self._sock is None and now >= next_try:
                     next_try = now + _BACKOFF_FIRST
                     self._connect()
-                if self._sock is None:
-                    time.sleep(min(_BACKOFF_FIRST, deadline - now))
+                sock = self._sock if here else None
+                descriptor = -1 if sock is None else sock.fileno()
+                wants = select.POLLIN | (select.POLLOUT if self._out or (self._flowing and self._waiting) else 0)
+            if sock is None:
+                time.sleep(min(_BACKOFF_FIRST if here else 0.005, deadline - now))
                 continue
             poll = select.poll()
-            wants = select.POLLIN | (select.POLLOUT if self._out or (self._flowing and self._waiting) else 0)
-            poll.register(self._sock, wants)
-            for _, what in poll.poll(min(0.1, deadline - now) * 1000):
-                if what & select.POLLOUT:
-                    self._pump()
-                if what & ~select.POLLOUT:
-                    self._on_readable()
-        return True
+            poll.register(descriptor, wants)
+            found = poll.poll(min(0.1, deadline - now) * 1000)  # another thread may settle, or replace, what we wait for
+            with self._hold() as held:
+                for _, what in found if held and self._sock is sock and self._settle_on_loop() else ():
+                    if what & select.POLLOUT:
+                        self._pump()
+                    if what & ~select.POLLOUT:
+                        self._on_readable()
+        self._work()
+        return self._all_settled()
 
     def _at_exit(self, deadline: float) -> None:
         try:
             if self._is_mine():
                 if not self._end_seq:
                     self._end("process exit")
+                    while not self._end_seq and self._loop_elsewhere() is not None and time.monotonic() < deadline:
+                        time.sleep(0.005)
                 self._flush_sync(min(deadline, time.monotonic() + 0.5))
         except Exception as problem:
             self._swallow("exit", problem)
@@ -1079,18 +1184,32 @@ class ChatHistoryClient:
 
     def _swallow(self, where: str, problem: BaseException) -> None:
         # The name of the class only: the text of an exception may quote what was said.
-        self._errors += 1
+        self._count_error()
         self._warn("trouble in " + where, "%s in %s: the agent is not affected" % (type(problem).__name__, where))
+
+    def _count_error(self) -> None:
+        with self._lock:
+            self._errors += 1
 
     def _warn(self, kind: str, text: str) -> None:
         """One log line for each kind of trouble, until it is over."""
         if kind in self._said or len(self._said) > 64:
             return
         self._said.add(kind)
-        try:
-            _log.warning("%s", text)
-        except Exception:
-            self._errors += 1
+        self._unlogged.append(text)
+        self._log_if_free()
+
+    def _log_if_free(self) -> None:
+        """A handler of the agent's may wait, or hold what another thread waits for: whoever holds us logs when it let go."""
+        while self._unlogged and not self._held:
+            try:
+                text = self._unlogged.popleft()
+            except IndexError:  # another thread has it
+                return
+            try:
+                _log.warning("%s", text)
+            except Exception:
+                self._count_error()
 
 
 def _same_conversation(one: Dict[str, Any], other: Dict[str, Any]) -> bool:

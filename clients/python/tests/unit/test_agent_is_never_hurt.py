@@ -481,6 +481,192 @@ def test_without_any_loop_it_works_too(path: str) -> None:
         assert client.stats.pending == 0
 
 
+def _talk_at_once(client: ChatHistoryClient, threads: int, lines: int) -> List[str]:
+    """Several threads speak at the same time, and switch as often as the interpreter lets them."""
+    began = threading.Barrier(threads)
+    refused: List[str] = []
+
+    def talk(who: int) -> None:
+        began.wait()
+        for n in range(lines):
+            if not client.message(1, "%d.%d" % (who, n)):
+                refused.append("%d.%d" % (who, n))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        talking = [threading.Thread(target=talk, args=(who,)) for who in range(threads)]
+        for thread in talking:
+            thread.start()
+        for thread in talking:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    return refused
+
+
+def _assert_each_line_arrived_once(peer: Peer, threads: int, lines: int) -> None:
+    arrived = [json.loads(line) for line in peer.raw.split(b"\n")[:-1]]  # no line is mangled
+    assert [line["seq"] for line in arrived if "seq" in line] == list(range(1, threads * lines + 1))
+    said = [line["content"] for line in arrived if line["type"] == "message"]
+    for who in range(threads):
+        assert [text for text in said if text.startswith("%d." % who)] == ["%d.%d" % (who, n) for n in range(lines)]
+    assert len(said) == threads * lines
+
+
+def test_without_any_loop_several_threads_may_speak_at_once(path: str) -> None:
+    client = ChatHistoryClient(path, max_lines=5000)
+    with peer_at(path) as peer:
+        client.attach(None, session_id="room")
+        assert _talk_at_once(client, threads=4, lines=500) == []
+        assert client.flush_sync(20)
+    _assert_each_line_arrived_once(peer, threads=4, lines=500)
+    assert (client.stats.enqueued, client.stats.acked, client.stats.errors) == (2000, 2000, 0)
+    assert peer.connections == 1
+
+
+def test_beside_a_loop_that_does_not_run_several_threads_may_speak_at_once(path: str) -> None:
+    async def attach() -> None:
+        client.attach(None, session_id="room")
+
+    async def listen() -> None:
+        while client.stats.pending:
+            await asyncio.sleep(0.005)
+
+    client = ChatHistoryClient(path, max_lines=5000)
+    loop = asyncio.new_event_loop()
+    with peer_at(path) as peer:
+        loop.run_until_complete(attach())
+        assert _talk_at_once(client, threads=4, lines=500) == []
+        loop.run_until_complete(asyncio.wait_for(listen(), 20))  # it owns the connection again, without another call
+        loop.close()
+    _assert_each_line_arrived_once(peer, threads=4, lines=500)
+    assert (client.stats.acked, client.stats.errors) == (2000, 0)
+
+
+def test_threads_may_speak_while_loops_come_and_go(path: str) -> None:
+    async def turn(n: int) -> None:
+        client.message(2, "loop.%d" % n)
+        await asyncio.sleep(0.001)
+
+    client = ChatHistoryClient(path, max_lines=5000)
+    refused: List[str] = []
+    with peer_at(path) as peer:
+        client.attach(None, session_id="room")
+        talking = threading.Thread(target=lambda: refused.extend(_talk_at_once(client, threads=3, lines=500)))
+        talking.start()
+        turns = 0
+        while talking.is_alive() or turns < 5:
+            asyncio.run(turn(turns))
+            turns += 1
+        assert client.flush_sync(20)
+    assert refused == []
+    arrived = [json.loads(line) for line in peer.raw.split(b"\n")[1:-1]]
+    assert [line["seq"] for line in arrived] == list(range(1, 1500 + turns + 1))
+    assert [line["content"] for line in arrived if line["chat_type"] == 2] == ["loop.%d" % n for n in range(turns)]
+    assert client.stats.errors == 0
+
+
+def test_threads_may_speak_flush_and_end_while_the_daemon_is_replaced(path: str) -> None:
+    client = ChatHistoryClient(path, max_lines=5000)
+    archive = Archive()
+    first = Peer(path, archive).start()
+    client.attach(None, session_id="room")
+    done = threading.Event()
+
+    def flush() -> None:
+        while not done.is_set():
+            client.flush_sync(0.01)
+            stats = client.stats
+            assert stats.enqueued == stats.acked + stats.dropped + stats.pending
+
+    flushing = [threading.Thread(target=flush) for _ in range(2)]
+    for thread in flushing:
+        thread.start()
+    assert _talk_at_once(client, threads=2, lines=300) == []
+    first.kill()
+    with peer_at(path, archive):
+        client.message(1, "0.300")
+        assert client.flush_sync(20)
+        endings: List[bool] = []
+        ending = [
+            threading.Thread(target=lambda: endings.append(asyncio.run(client.aclose("bye", timeout=20)))) for _ in range(3)
+        ]
+        for thread in ending:
+            thread.start()
+        for thread in ending:
+            thread.join()
+        done.set()
+        for thread in flushing:
+            thread.join()
+    assert endings == [True, True, True]
+    assert archive.seqs() == list(range(1, 603))
+    assert archive.kinds().count("session_end") == 1
+    assert client.stats.errors == 0
+
+
+def test_a_signal_handler_in_the_middle_of_a_line_waits_for_nothing_and_its_own_line_follows(path: str) -> None:
+    class Interrupted(ChatHistoryClient):
+        def _make_room(self, size: int) -> None:  # the line has its number, and stands in no queue yet
+            if not said:
+                said.append(True)
+                said.append(self.message(1, "from the handler"))
+            super()._make_room(size)
+
+    said: List[bool] = []
+    with peer_at(path) as peer:
+        client = Interrupted(path)
+        client.attach(None, session_id="room")
+        client.message(1, "interrupted")
+        assert client.flush_sync(5)
+    assert said == [True, True]
+    assert peer.archive.contents() == ["interrupted", "from the handler"]
+    assert peer.archive.seqs() == [1, 2]
+
+
+def test_a_handler_of_the_log_may_wait_for_a_thread_that_speaks(path: str) -> None:
+    class Waiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            speaker = threading.Thread(target=client.message, args=(1, "meanwhile"))
+            speaker.start()
+            speaker.join(10)
+            waited.append(speaker.is_alive())
+
+    waited: List[bool] = []
+    logger, handler = logging.getLogger("chat_history_client"), Waiting()
+    client = ChatHistoryClient(path)
+    logger.addHandler(handler)
+    try:
+        client.attach(None, session_id="room")  # nobody is there, and the log says so
+    finally:
+        logger.removeHandler(handler)
+    assert waited == [False]
+    assert client.stats.pending == 1
+
+
+def test_a_child_forked_while_another_thread_speaks_is_not_held_up(path: str) -> None:
+    client = ChatHistoryClient(path)
+    client.attach(None, session_id="room")
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with client._hold():
+            inside.set()
+            leave.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert inside.wait(10)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        ok = client.message(1, "no") is False and client.attach(None, session_id="room") and client.message(1, "of the child")
+        os._exit(0 if ok and client.stats.pending == 1 else 1)
+    leave.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_finished_session_is_not_kept_alive(path: str) -> None:
     import gc
     import weakref

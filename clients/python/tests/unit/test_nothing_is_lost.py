@@ -375,7 +375,7 @@ def test_retries_begin_at_fifty_milliseconds_end_at_five_seconds_and_are_jittere
         real = loop.call_later
 
         def call_later(delay: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
-            if getattr(callback, "__name__", "") == "_on_retry":
+            if any(getattr(called, "__name__", "") == "_on_retry" for called in (callback, *args)):
                 delays.append(delay)
                 delay = 0
             return real(delay, callback, *args)
