@@ -25,6 +25,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import datetime
+import enum
 import json
 import logging
 import math
@@ -37,9 +39,10 @@ import stat
 import threading
 import time
 import unicodedata
+import uuid
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple, Union
 
 __all__ = ["ChatHistoryClient", "Stats", "DEFAULT_EVENTS", "default_socket_paths"]
 __version__ = "0.1.0"
@@ -86,7 +89,7 @@ class Stats(NamedTuple):
     connects: int
     """Connections made."""
     refused: int
-    """Error answers of the daemon."""
+    """Error answers of the daemon, and messages not even sent because of a chat type that it does not know."""
     errors: int
     """Exceptions that were kept away from the agent."""
 
@@ -271,6 +274,64 @@ def _covers(text: str, part: str) -> bool:
     return (" %s " % " ".join(_words(part))) in (" %s " % " ".join(_words(text)))
 
 
+# The fields of message(), which the daemon takes as they should be or not at all. None: there is no such value in it.
+
+_CHAT_TYPES = (1, 2, 3, "user", "agent", "tool")
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LONGEST_ID = 200
+
+
+def _bare(value: object) -> object:
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def _chat_type(value: object) -> Union[int, str, None]:
+    value = _bare(value)
+    if isinstance(value, bool):
+        return None
+    return next((known for known in _CHAT_TYPES if value == known), None)
+
+
+def _id(value: object) -> Optional[str]:
+    value = _bare(value)
+    if isinstance(value, bool) or not isinstance(value, (str, int, uuid.UUID)):
+        return None
+    text = str(value)
+    return None if len(text) > _LONGEST_ID or _CONTROL.search(text) else text
+
+
+def _timestamp(value: object) -> Union[float, str, None]:
+    value = _bare(value)
+    if isinstance(value, datetime.datetime):
+        return value.timestamp()  # without a zone: local time, as Python has it
+    if isinstance(value, str):
+        if not _RFC_3339.fullmatch(value):
+            return None
+        datetime.datetime.strptime(value[:10] + value[11:19], "%Y-%m-%d%H:%M:%S")  # is there such a day?
+        return value
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        return None
+    seconds = float(value)
+    return seconds if math.isfinite(seconds) else None
+
+
+def _flag(value: object) -> Optional[bool]:
+    return bool(value) if value in (0, 1) else None
+
+
+def _metadata(value: object) -> Optional[Dict[str, Any]]:
+    return _plain(dict(value)) if isinstance(value, Mapping) else None
+
+
+_OPTIONAL: Dict[str, Callable[[object], object]] = {
+    "timestamp": _timestamp,
+    "id": _id,
+    "interrupted": _flag,
+    "metadata": _metadata,
+}
+
+
 _BARE_MAC = re.compile(r"^[0-9a-f]{12}$")
 _ROOM_MAC = re.compile(r"_[0-9a-fA-F]{12}(_[^_]*)?$")
 
@@ -429,31 +490,54 @@ class ChatHistoryClient:
 
     def message(
         self,
-        chat_type: Union[int, str],
+        chat_type: Union[int, str, enum.Enum],
         content: object,
         *,
-        id: Optional[str] = None,  # noqa: A002 — the name on the wire
-        timestamp: Optional[float] = None,
+        id: Union[str, int, uuid.UUID, None] = None,  # noqa: A002 — the name on the wire
+        timestamp: Union[float, str, datetime.datetime, None] = None,
         interrupted: Optional[bool] = None,
-        metadata: Optional[Dict[str, Any]] = None,
+        metadata: Optional[Mapping[str, Any]] = None,
     ) -> bool:
         """One message that is no event of the framework. 1 or "user", 2 or "agent"; 3 or "tool" is refused and lost unless
-        the daemon has ``manager_api.send_tools`` on. Any thread may call."""
+        the daemon has ``manager_api.send_tools`` on. Any thread may call.
+
+        ``timestamp``: seconds, milliseconds, RFC 3339 or a ``datetime``; now, if it is none of them. Another optional field
+        that the daemon would refuse is left out, and the log says so once. False: nothing was recorded.
+        """
         try:
             if os.getpid() != self._pid:
                 self._warn("unattached", "message() before attach(), or in a forked child: not recorded")
                 return False
-            payload: Dict[str, Any] = {"type": "message", "chat_type": chat_type}
+            speaker = _chat_type(chat_type)
+            if speaker is None:
+                with self._lock:
+                    self._refused += 1
+                self._warn("chat type", "message(): a chat type that is not 1, 2, 3, 'user', 'agent' or 'tool': not recorded")
+                return False
+            payload: Dict[str, Any] = {"type": "message", "chat_type": speaker}
             payload["content"] = "" if content is None else str(content)
-            payload["timestamp"] = time.time() if timestamp is None else timestamp
-            for name, value in (("id", id), ("interrupted", interrupted), ("metadata", metadata)):
-                if value is not None:
-                    payload[name] = _plain(value)
+            payload["timestamp"] = time.time()
+            fields = {"timestamp": timestamp, "id": id, "interrupted": interrupted, "metadata": metadata}
+            payload.update(self._usable(fields))
             self._hand_over(_encode(payload, self._line_limit))
             return True
         except Exception as problem:
             self._swallow("message", problem)
             return False
+
+    def _usable(self, fields: Dict[str, Any]) -> Iterator[Tuple[str, object]]:
+        """The optional fields of a message that the daemon takes. One that it would refuse must not cost the sentence."""
+        for name, value in fields.items():
+            if value is None:
+                continue
+            try:
+                found = _OPTIONAL[name](value)
+            except Exception:  # a date that is none, a number without end, an object that explodes
+                found = None
+            if found is None:
+                self._warn("unusable " + name, "message(): %s is not what the daemon takes: left out" % name)
+            else:
+                yield name, found
 
     async def on_shutdown(self, reason: str = "") -> None:
         """For ``ctx.add_shutdown_callback``: lets the framework finish first, then ends the session. At most 3 s.

@@ -201,7 +201,7 @@ def test_a_refused_line_does_not_stop_the_others(daemon: Daemon, mariadb: MariaD
     async def agent() -> None:
         client = ChatHistoryClient(daemon.socket)
         client.attach(None, session_id=room)
-        client.message(7, "refused")
+        client.message(3, "refused")
         client.message("agent", "taken")
         assert await client.aclose(timeout=20)
         assert client.stats.refused == 1

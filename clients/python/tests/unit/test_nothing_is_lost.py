@@ -439,7 +439,7 @@ def test_a_refused_line_is_settled_and_does_not_come_again(path: str) -> None:
     async def agent() -> None:
         client = ChatHistoryClient(path)
         client.attach(None, session_id="room")
-        client.message(7, "refused")
+        client.message(3, "refused")
         client.message(1, "taken")
         assert await client.aclose(timeout=20)
         assert client.stats.refused == 1
@@ -447,7 +447,7 @@ def test_a_refused_line_is_settled_and_does_not_come_again(path: str) -> None:
     with peer_at(path) as peer:
         peer.answer = lambda line: (
             {"type": "error", "code": "bad_field", "field": "chat_type", "seq": 1, "fatal": False}
-            if line.get("chat_type") == 7
+            if line.get("chat_type") == 3
             else None
         )
         asyncio.run(agent())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import decimal
 import enum
 import json
 import math
 import random
 import time
+import uuid
 from typing import Any, Dict, List
 
 import pytest
@@ -254,6 +257,90 @@ def test_only_the_events_asked_for_are_listened_to(path: str) -> None:
     session = Session()
     ChatHistoryClient(path, events=["speech_created"]).attach(session, session_id="room")
     assert set(session.listeners) == {"speech_created"}
+
+
+class ChatType(enum.Enum):
+    AGENT = 2
+    NOBODY = 7
+
+
+class Number(enum.IntEnum):
+    TOOL = 3
+
+
+def messages(path: str, *calls: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """The lines that arrive for these calls of ``message``, all of which are taken."""
+    with peer_at(path) as peer:
+        client = ChatHistoryClient(path)
+        client.attach(None, session_id="room")
+        for call in calls:
+            assert client.message(**{"chat_type": 1, "content": "hello", **call}) is True
+        assert client.flush_sync(5)
+        assert client.stats.errors == 0
+    return peer.archive.all()
+
+
+def test_a_message_says_who_speaks_by_number_name_or_enum(path: str) -> None:
+    spoken = (1, 2, 3, "user", "agent", "tool", ChatType.AGENT, Number.TOOL, Role.USER, 1.0)
+    lines = messages(path, *({"chat_type": who} for who in spoken))
+    assert [line["chat_type"] for line in lines] == [1, 2, 3, "user", "agent", "tool", 2, 3, "user", 1]
+    assert not any(isinstance(line["chat_type"], float) for line in lines)  # 1.0 is refused
+
+
+@pytest.mark.parametrize(
+    "chat_type", [None, ChatType.NOBODY, 0, 4, "1", "assistant", "User", "", True, [1], {}, object(), math.nan, 10**400]
+)
+def test_a_message_of_nobody_is_refused_before_it_is_sent(path: str, chat_type: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with peer_at(path):
+        client = ChatHistoryClient(path)
+        client.attach(None, session_id="room")
+        assert client.message(chat_type, "hello") is False
+        assert client.message(chat_type, "hello") is False
+    assert (client.stats.enqueued, client.stats.refused, client.stats.errors) == (0, 2, 0)
+    assert len(caplog.records) == 1
+
+
+def test_the_time_of_a_message_may_be_seconds_a_text_or_a_datetime(path: str) -> None:
+    aware = datetime.datetime(2025, 9, 24, 13, 49, 33, 250_000, datetime.timezone(datetime.timedelta(hours=5.5)))
+    naive = aware.astimezone().replace(tzinfo=None)
+    text = "2025-09-24T08:19:33.25Z"
+    times = (1758701973, 1758701973.25, decimal.Decimal("1758701973.25"), aware, naive, text)
+    lines = messages(path, *({"timestamp": when} for when in times))
+    assert [line["timestamp"] for line in lines] == [1758701973, *[1758701973.25] * 4, text]
+
+
+def test_the_id_of_a_message_is_a_text(path: str) -> None:
+    one = uuid.UUID(int=7)
+    ids = ("dtmf-7", 7, one, ChatType.NOBODY, "x" * 200)
+    assert [line["id"] for line in messages(path, *({"id": given} for given in ids))] == ["dtmf-7", "7", str(one), "7", "x" * 200]
+
+
+@pytest.mark.parametrize(
+    ("field", "unusable"),
+    [
+        ("timestamp", ["yesterday", "2025-09-24T08:19:33", "2025-13-24T08:19:33Z", math.nan, 10**400, True, [1], b"1", object()]),
+        ("timestamp", [datetime.date(2025, 9, 24), datetime.timedelta(1)]),
+        ("id", [True, 1.5, [7], {}, object(), b"7", "x" * 201, "line\nend", "\x7f"]),
+        ("interrupted", ["yes", 2, [True], object()]),
+        ("metadata", [[1], "text", 7, True, object()]),
+    ],
+)
+def test_an_optional_field_the_daemon_would_refuse_does_not_cost_the_sentence(
+    path: str, field: str, unusable: List[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = time.time()
+    lines = messages(path, *({field: value} for value in unusable))
+    assert [line["content"] for line in lines] == ["hello"] * len(unusable)
+    for line in lines:
+        assert set(line) == {"type", "chat_type", "content", "timestamp", "seq"}
+        assert before <= line["timestamp"] <= time.time()
+    assert len(caplog.records) == 1
+
+
+def test_the_other_fields_of_a_message_arrive_as_they_are(path: str) -> None:
+    (line, cleared) = messages(path, {"interrupted": True, "metadata": {"a": [1], 2: None}}, {"interrupted": 0, "metadata": {}})
+    assert (line["interrupted"], line["metadata"]) == (True, {"a": [1], "2": None})
+    assert (cleared["interrupted"], cleared["metadata"]) == (False, {})
 
 
 @pytest.mark.parametrize("seed", range(20))
