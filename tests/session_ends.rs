@@ -16,7 +16,9 @@ const MAC: &str = "68:25:dd:ba:39:78";
 fn backups(daemon: &Daemon) -> Vec<Value> {
     let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
     let files = entries(&daemon.backups()).iter().flat_map(|date| entries(date)).collect::<Vec<PathBuf>>();
-    files.iter().filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
+    // Not what is still being written.
+    let files = files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+    files.filter_map(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).collect()
 }
 
 fn contents(backup: &Value) -> Vec<&str> {
