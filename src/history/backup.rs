@@ -7,6 +7,7 @@
 
 mod earlier;
 mod json;
+mod lines;
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -21,8 +22,9 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use uuid::Uuid;
 
-use self::earlier::{Line, Lines, Place};
+use self::earlier::Place;
 use self::json::{MessageJson, SessionJson};
+use self::lines::{Line, Lines};
 use super::name::{date_of, file_name};
 use super::{MessageRecord, MessageState, SessionRecord};
 

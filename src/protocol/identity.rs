@@ -204,6 +204,15 @@ mod tests {
         assert_eq!(MacAddress::from_session_id("plain"), None);
     }
 
+    /// The server refuses it for ever, with every message of its session.
+    #[test]
+    fn a_blank_session_id_is_none() {
+        for blank in ["", " ", "\u{a0}\u{2003}"] {
+            assert!(SessionId::new(blank).is_err(), "{blank:?}");
+        }
+        assert!(SessionId::new(" a ").is_ok());
+    }
+
     #[test]
     fn a_session_id_is_counted_in_characters() {
         assert!(SessionId::new(&"é".repeat(100)).is_ok());

@@ -18,7 +18,7 @@ use super::error::StoreError;
 /// The database's file.
 const DATABASE: &str = "history.db";
 /// What SQLite appends to the name of a database.
-pub(super) const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+pub(crate) const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 /// Stands where a database is set aside, from before it is moved there until it is salvaged.
 const UNFINISHED: &str = "unfinished";
 

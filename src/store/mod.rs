@@ -53,6 +53,7 @@ pub use archive::{Archive, ArchiveError};
 pub use arrivals::Arrivals;
 pub use changes::Retried;
 pub use error::{BindError, Foreign, StoreError};
+pub(crate) use files::SUFFIXES;
 pub use forget::{ForgetError, ForgetWish, Forgotten};
 pub use handle::{Passed, Store};
 pub use health::{CloseReport, Failing, StoreHealth};

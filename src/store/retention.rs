@@ -2,7 +2,7 @@
 //!
 //! Promises: a row leaves only when its session's stored cursor has passed it or it is not to be delivered at all, and it is
 //! not listed as rejected (or, without a Manager API, when it is old enough); de-duplication keys live for the session and a
-//! day; a clock that was wrong for a while and an import keep nothing here for longer.
+//! day; a clock that was ahead for a while and an import keep nothing here for longer that came after.
 
 use std::collections::HashMap;
 use std::time::Duration;

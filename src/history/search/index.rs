@@ -13,10 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::words::indexed;
 use crate::observe::Metrics;
-use crate::store::{Archive, ArchiveError, RowId};
-
-/// What SQLite appends to the name of a database.
-const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
+use crate::store::{Archive, ArchiveError, RowId, SUFFIXES};
 
 /// Rows read at once.
 const STEP_ROWS: usize = 200;

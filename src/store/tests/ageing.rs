@@ -104,19 +104,24 @@ fn said_elsewhere(recorded: &[UnixMillis]) -> ImportedSession {
     }
 }
 
-#[tokio::test]
-async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
+/// The database of a store with such messages imported between many young ones.
+async fn imported_among_young_ones(recorded: &[UnixMillis]) -> (tempfile::TempDir, rusqlite::Connection) {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(directory.path());
     let lab = Lab::open(&settings);
     let session = lab.session("a").await.handle;
     lab.write(write_of(&session, &vec!["young"; MANY])).await;
-    let old = UnixMillis(NOW.0 - 60 * DAY);
-    assert_eq!(lab.store.import(said_elsewhere(&[old])).await.unwrap().messages, 1);
+    assert_eq!(lab.store.import(said_elsewhere(recorded)).await.unwrap().messages, recorded.len() as u64);
     lab.write(write_of(&session, &vec!["young"; MANY])).await;
     drop(session);
     lab.store.close().await;
     let connection = hand(&settings);
+    (directory, connection)
+}
+
+#[tokio::test]
+async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
+    let (_directory, connection) = imported_among_young_ones(&[UnixMillis(NOW.0 - 60 * DAY)]).await;
     let by_age = Aim::age(UnixMillis(NOW.0 + DAY), Duration::from_secs(30 * 86_400));
     assert_eq!(run(&connection, by_age, false), (1, 0));
     let mut pass = Pass::new(by_age);
@@ -125,17 +130,8 @@ async fn an_old_message_leaves_that_was_imported_behind_young_ones() {
 
 #[tokio::test]
 async fn an_imported_message_that_was_still_too_young_at_the_first_pass_leaves_in_its_time() {
-    let directory = tempfile::tempdir().unwrap();
-    let settings = settings(directory.path());
-    let lab = Lab::open(&settings);
-    let session = lab.session("a").await.handle;
-    lab.write(write_of(&session, &vec!["young"; MANY])).await;
-    let imported = said_elsewhere(&[UnixMillis(NOW.0 - 60 * DAY), UnixMillis(NOW.0 - 20 * DAY)]);
-    assert_eq!(lab.store.import(imported).await.unwrap().messages, 2);
-    lab.write(write_of(&session, &vec!["young"; MANY])).await;
-    drop(session);
-    lab.store.close().await;
-    let connection = hand(&settings);
+    let ages = [UnixMillis(NOW.0 - 60 * DAY), UnixMillis(NOW.0 - 20 * DAY)];
+    let (_directory, connection) = imported_among_young_ones(&ages).await;
     let by_age = |days: i64| Aim::age(UnixMillis(NOW.0 + days * DAY), Duration::from_secs(30 * 86_400));
     assert_eq!(run(&connection, by_age(1), false), (1, 0));
     assert_eq!(run(&connection, by_age(11), false), (1, 0));

@@ -109,7 +109,7 @@ impl Uploader {
             AnsweredBy::Gateway => in_a_row,
             AnsweredBy::Server => false,
         };
-        let is_its_own = matches!(verdict, Verdict::Operator { .. }) && self.is_forbidden_alone(key, failure.row);
+        let is_its_own = matches!(verdict, Verdict::Operator { .. }) && self.is_forbidden_again(key, failure.row);
         let change = match verdict {
             Verdict::Operator { reason } if is_its_own => self.gate.refused(key, reason, now(), random()),
             Verdict::Operator { reason } => self.gate.operator(reason, now(), random()),
@@ -137,7 +137,7 @@ impl Uploader {
 
     /// Whether this answer is for this message alone: it had one like it before, and the gate has opened since. What stands
     /// before a server may dislike a text and refuse it as it refuses a wrong secret.
-    fn is_forbidden_alone(&mut self, key: SessionKey, row: RowId) -> bool {
+    fn is_forbidden_again(&mut self, key: SessionKey, row: RowId) -> bool {
         let openings = self.openings;
         let Some(entry) = self.queue.get(key) else { return false };
         let before = entry.forbidden.replace((row, openings));
