@@ -67,6 +67,25 @@ fn value(text: &str, series: &str) -> f64 {
     line.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().unwrap()
 }
 
+/// Else the watchdog would end a daemon that does its best.
+#[test]
+fn who_fills_the_accept_queue_does_not_make_the_daemon_look_dead() {
+    let (daemon, face) = Face::of(Daemon::builder().set("socket.max_connections", "16"));
+    let (socket, stop) = (daemon.socket(), std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = std::os::unix::net::UnixStream::connect(&socket);
+                }
+            });
+        }
+        let answers: Vec<u16> = (0..5).map(|_| face.get("/healthz").status).collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(answers, [200; 5]);
+    });
+}
+
 #[test]
 fn metrics_are_clean_and_count_what_happened() {
     let api = ManagerApi::start(Variant::Fork);
