@@ -269,9 +269,9 @@ impl Program {
     }
 
     /// What a daemon in use takes in while the API hangs, and delivers once it answers again.
-    async fn outage(&self, messages: u64) -> Drain {
+    async fn outage(&self, messages: u64, latency: Duration) -> Drain {
         let (_place, daemon) = self.in_use().await;
-        self.sink.expect(SESSIONS, messages, Duration::ZERO, 0);
+        self.sink.expect(SESSIONS, messages, latency, 0);
         self.sink.hold(true);
         load::flood(&daemon.socket(), SESSIONS, SESSIONS, messages).await;
         // What else it does with what it took in, it does when it has time: before the end of an outage it had.
@@ -288,7 +288,7 @@ impl Program {
         limits::measure(client, self.sink.address, CONCURRENCY, requests)
     }
 
-    /// The daemon beside its limits. In turn, for the machine may be another one a minute later: ratios are those of a round.
+    /// A recovered outage beside its limits. In turn, for the machine may be another one a minute later: ratios are those of a round.
     async fn delivery(&mut self) {
         struct Round {
             reqwest: Limit,
@@ -301,7 +301,7 @@ impl Program {
             for _ in 0..self.runs {
                 rounds.push(Round {
                     reqwest: self.limit(Client::Reqwest, latency, messages),
-                    drain: self.drain(messages, latency, 0).await,
+                    drain: self.outage(messages, latency).await,
                     hyper: self.limit(Client::Hyper, latency, messages),
                 });
             }
@@ -387,7 +387,7 @@ impl Program {
         let mut at_a_start = Vec::new();
         for _ in 0..self.runs {
             for backlog in ROUND {
-                drains[backlog].push(self.outage(BACKLOGS[backlog]).await);
+                drains[backlog].push(self.outage(BACKLOGS[backlog], Duration::ZERO).await);
                 if backlog == 0 {
                     at_a_start.push(self.drain(BACKLOGS[0], Duration::ZERO, 0).await);
                 }
