@@ -290,6 +290,37 @@ fn no_session_starves_beside_one_that_never_stops_talking() {
     oracle.check(&daemon, &api);
 }
 
+/// A message that is sent in hundreds of parts is hundreds of messages to everybody else.
+#[test]
+fn no_session_starves_beside_messages_of_many_parts() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let daemon = Daemon::builder().api(&api).set("upload.concurrency", "1").start();
+    let mut oracle = Oracle::new(&daemon);
+    api.fault(Fault::Delay(Duration::from_millis(2)));
+    let long = "word ".repeat(50_000);
+    let mut talkers = ["long-0", "long-1"].map(|session| Producer::connected(&daemon, MAC, session));
+    for talker in &mut talkers {
+        talker.say(2, long.trim_end());
+        talker.wait_until_acked();
+        talker.agent().end();
+    }
+    soon("its first parts arrive", || api.row_count() >= 4);
+    let mut quiet = Producer::connected(&daemon, MAC, "quiet");
+    quiet.say(1, "Hello");
+    quiet.wait_until_acked();
+    quiet.agent().end();
+    let before = api.row_count();
+    for producer in talkers.iter().chain([&quiet]) {
+        oracle.owe(producer);
+    }
+    soon("all is delivered", || daemon.metric("pending") == 0);
+    let rows = api.all_rows();
+    let turn = rows.iter().position(|row| row.session == "quiet").unwrap() as u64;
+    assert!(turn <= before + 2 * 64, "the quiet session had its turn {} parts later, of {}", turn - before, rows.len());
+    oracle.check(&daemon, &api);
+}
+
 #[test]
 fn sessions_take_turns_as_before_when_a_clock_that_ran_ahead_is_set_right() {
     const SESSIONS: usize = 4;

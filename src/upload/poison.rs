@@ -2,13 +2,18 @@
 //!
 //! The server gives the same answer for "the database is down" and "this message can never be stored"
 //! (`reference: Manager API, answers`). The difference shows only beside other sessions: a failed attempt is a strike
-//! only if another session's message was accepted after the attempt before it.
+//! only if another session's message was accepted after the attempt before it. And it shows only beside a server that is
+//! sound: one of two instances that fails gives every message its failures, and takes it at a repetition.
 //!
-//! Promises: with nothing accepted anywhere (an outage), and for a session alone on its host, no message is ever
-//! rejected. Refuses: to count a first attempt, which has no attempt before it. Pure; called by the scheduler, one
-//! [`Strikes`] a session.
+//! Promises: with nothing accepted anywhere (an outage), for a session alone on its host, and while a good part of the
+//! failures of others is mended by a repetition (an outage of a part), no message is ever rejected. Refuses: to count a
+//! first attempt, which has no attempt before it. Pure; called by the scheduler, one [`Strikes`] a session.
 
 use crate::store::RowId;
+
+/// A server is unsound if one failure is mended by a repetition for so many acceptances, or for fewer. A sound message
+/// fails by chance at one of ten attempts then, and at six in a row at one of a million.
+const ACCEPTANCES_A_MENDED_FAILURE: u64 = 10;
 
 /// What a failed attempt means for the message at the head of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +22,15 @@ pub enum StrikeOutcome {
     Wait,
     /// Its fault, proved often enough: reject it, so that its session goes on.
     Reject,
+}
+
+/// What the server did with the messages of all others so far; both only ever rise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Others {
+    /// Reports accepted.
+    pub accepted: u64,
+    /// Failed attempts whose message was accepted at a later one.
+    pub mended: u64,
 }
 
 /// The strikes against the message at the head of one session.
@@ -30,24 +44,36 @@ pub struct Strikes {
 struct Head {
     row: RowId,
     /// What others had had accepted at the attempt before.
-    accepted_by_others: u64,
+    accepted_before: u64,
+    /// How others fared when its strikes began to be counted.
+    at_first: Others,
+    failures: u32,
     strikes: u32,
 }
 
 impl Strikes {
-    /// Takes note of a failed attempt to send `row`. `accepted_by_others_total` counts the messages of other sessions
-    /// accepted so far, and only ever rises; `limit` is `upload.poison_attempts` (0 counts as 1). A new row starts
-    /// without strikes.
-    pub fn on_failure(&mut self, row: RowId, accepted_by_others_total: u64, limit: u32) -> StrikeOutcome {
+    /// Takes note of a failed attempt to send `row`; `limit` is `upload.poison_attempts` (0 counts as 1). A new row starts
+    /// without strikes, and one that was tried at an unsound server starts again.
+    pub fn on_failure(&mut self, row: RowId, others: Others, limit: u32) -> StrikeOutcome {
         let Some(head) = self.head.as_mut().filter(|head| head.row == row) else {
-            self.head = Some(Head { row, accepted_by_others: accepted_by_others_total, strikes: 0 });
+            self.head = Some(Head { row, accepted_before: others.accepted, at_first: others, failures: 1, strikes: 0 });
             return StrikeOutcome::Wait;
         };
-        if accepted_by_others_total > head.accepted_by_others {
+        head.failures = head.failures.saturating_add(1);
+        if others.accepted > head.accepted_before {
             head.strikes = head.strikes.saturating_add(1);
         }
-        head.accepted_by_others = accepted_by_others_total;
-        if head.strikes >= limit.max(1) { StrikeOutcome::Reject } else { StrikeOutcome::Wait }
+        head.accepted_before = others.accepted;
+        if head.strikes < limit.max(1) {
+            return StrikeOutcome::Wait;
+        }
+        let accepted = others.accepted.saturating_sub(head.at_first.accepted);
+        let mended = others.mended.saturating_sub(head.at_first.mended);
+        if mended.saturating_mul(ACCEPTANCES_A_MENDED_FAILURE) < accepted {
+            return StrikeOutcome::Reject;
+        }
+        (head.at_first, head.strikes) = (others, 0);
+        StrikeOutcome::Wait
     }
 
     /// The strikes against `row`, for the status.
@@ -60,6 +86,12 @@ impl Strikes {
     #[must_use]
     pub fn most(&self) -> u32 {
         self.head.map_or(0, |head| head.strikes)
+    }
+
+    /// The failed attempts of the message that failed last: mended ones, if it has been accepted now.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.head.map_or(0, |head| head.failures)
     }
 
     /// Forgets everything: the head was accepted or rejected.
@@ -76,22 +108,26 @@ mod tests {
     const ROW: RowId = RowId(7);
     const LIMIT: u32 = 5;
 
+    fn accepted(accepted: u64) -> Others {
+        Others { accepted, mended: 0 }
+    }
+
     #[test]
     fn a_message_that_fails_while_others_go_through_is_rejected_at_its_last_strike() {
         let mut strikes = Strikes::default();
-        assert_eq!(strikes.on_failure(ROW, 100, LIMIT), StrikeOutcome::Wait, "the first attempt has none before it");
+        assert_eq!(strikes.on_failure(ROW, accepted(100), LIMIT), StrikeOutcome::Wait, "the first attempt has none before it");
         for strike in 1..LIMIT {
-            assert_eq!(strikes.on_failure(ROW, 100 + u64::from(strike), LIMIT), StrikeOutcome::Wait);
+            assert_eq!(strikes.on_failure(ROW, accepted(100 + u64::from(strike)), LIMIT), StrikeOutcome::Wait);
             assert_eq!(strikes.against(ROW), strike);
         }
-        assert_eq!(strikes.on_failure(ROW, 200, LIMIT), StrikeOutcome::Reject);
+        assert_eq!(strikes.on_failure(ROW, accepted(200), LIMIT), StrikeOutcome::Reject);
     }
 
     #[test]
     fn many_successes_between_two_attempts_are_one_strike() {
         let mut strikes = Strikes::default();
-        let _ = strikes.on_failure(ROW, 0, LIMIT);
-        let _ = strikes.on_failure(ROW, 1_000_000, LIMIT);
+        let _ = strikes.on_failure(ROW, accepted(0), LIMIT);
+        let _ = strikes.on_failure(ROW, accepted(1_000_000), LIMIT);
         assert_eq!(strikes.against(ROW), 1);
     }
 
@@ -99,13 +135,28 @@ mod tests {
     fn the_next_message_starts_without_strikes() {
         let mut strikes = Strikes::default();
         for total in 0..4 {
-            let _ = strikes.on_failure(ROW, total, LIMIT);
+            let _ = strikes.on_failure(ROW, accepted(total), LIMIT);
         }
         assert_eq!((strikes.against(ROW), strikes.against(RowId(8))), (3, 0));
-        assert_eq!(strikes.on_failure(RowId(8), 50, 1), StrikeOutcome::Wait);
+        assert_eq!(strikes.on_failure(RowId(8), accepted(50), 1), StrikeOutcome::Wait);
         assert_eq!(strikes.against(RowId(8)), 0);
         strikes.reset();
         assert_eq!(strikes, Strikes::default());
+    }
+
+    #[test]
+    fn a_message_that_fails_where_repetitions_mend_the_failures_of_others_is_not_to_blame() {
+        let mut strikes = Strikes::default();
+        for round in 0..1_000 {
+            let others = Others { accepted: 20 * round, mended: 2 * round };
+            assert_eq!(strikes.on_failure(ROW, others, LIMIT), StrikeOutcome::Wait, "one failure of ten is mended");
+        }
+        let mut needed = 0;
+        while strikes.on_failure(ROW, Others { accepted: 20_000 + needed, mended: 2_000 }, LIMIT) == StrikeOutcome::Wait {
+            needed += 1;
+        }
+        assert!(needed <= u64::from(2 * LIMIT), "once the server is sound, its strikes count: {needed}");
+        assert_eq!(strikes.failures(), 1_001 + u32::try_from(needed).unwrap());
     }
 
     proptest! {
@@ -115,22 +166,22 @@ mod tests {
         ) {
             let mut strikes = Strikes::default();
             for _ in 0..attempts {
-                prop_assert_eq!(strikes.on_failure(ROW, total, limit), StrikeOutcome::Wait);
+                prop_assert_eq!(strikes.on_failure(ROW, accepted(total), limit), StrikeOutcome::Wait);
             }
         }
 
         #[test]
         fn a_rejection_needs_as_many_attempts_with_others_accepted_between_as_the_limit_says(
-            accepted in proptest::collection::vec((0_u64..3, 0_i64..3), 1..60), limit in 1_u32..8,
+            history in proptest::collection::vec((0_u64..3, 0_i64..3), 1..60), limit in 1_u32..8,
         ) {
             let mut strikes = Strikes::default();
             let (mut total, mut row, mut between) = (0, None, 0_u32);
-            for (more, next_row) in accepted {
+            for (more, next_row) in history {
                 total += more;
                 let same = row == Some(next_row);
                 between = if same { between + u32::from(more > 0) } else { 0 };
                 row = Some(next_row);
-                let rejected = strikes.on_failure(RowId(next_row), total, limit) == StrikeOutcome::Reject;
+                let rejected = strikes.on_failure(RowId(next_row), accepted(total), limit) == StrikeOutcome::Reject;
                 prop_assert_eq!(rejected, between >= limit);
             }
         }

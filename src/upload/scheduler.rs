@@ -77,6 +77,8 @@ pub struct Uploader {
     secret: SecretReader,
     /// Reports accepted when the last failure was judged.
     accepted_before: u64,
+    /// Failed attempts whose message was accepted at a later one.
+    mended: u64,
     /// A page of the backlog could not be read: when to try again, and after which session.
     backlog_again: Option<(Instant, Option<SessionKey>)>,
     stopping: Option<(Instant, oneshot::Sender<()>)>,
@@ -160,6 +162,7 @@ impl Uploader {
             requests_in_flight: Arc::new(Semaphore::new(current.upload.concurrency)),
             secret: SecretReader::default(),
             accepted_before: 0,
+            mended: 0,
             backlog_again: None,
             stopping: None,
         };

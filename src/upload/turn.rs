@@ -21,8 +21,11 @@ use crate::store::{
     Cursor, Disposition, Passed, PendingMessage, RejectReason, Rejection, RowId, SessionHandle, Store, StoreError,
 };
 
-/// Messages of a session in one turn; then it is the next session's turn.
+/// Messages of a session in one turn, and reports accepted, for a long message is many; then it is the next session's turn.
 pub const TURN_MESSAGES: usize = 64;
+
+/// Messages found invalid with nothing accepted between, after which that may be the server's fault.
+const INVALID_IN_A_ROW: u64 = 3;
 
 /// Text and audio read ahead for a turn.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -32,6 +35,8 @@ const PAGE_BYTES: usize = 1024 * 1024;
 pub struct Progress {
     /// Reports accepted since the start, of all sessions.
     pub accepted: AtomicU64,
+    /// Messages found invalid since the last report that was accepted.
+    pub invalid: AtomicU64,
     /// The gate is closed or lets fewer in, or the server's profile must be asked for first: turns end after the report they
     /// have in flight.
     pub hold: AtomicBool,
@@ -59,7 +64,7 @@ pub struct Turn {
     pub progress: Arc<Progress>,
     /// One permit for each request that may be in flight.
     pub requests: Arc<Semaphore>,
-    /// Messages at most.
+    /// Messages at most, and reports accepted.
     pub limit: usize,
     /// Run although the gate is closed: to knock.
     pub knocks: bool,
@@ -257,6 +262,7 @@ impl Turn {
                 Verdict::Delivered => {
                     drop(permit);
                     self.progress.accepted.fetch_add(1, Ordering::Relaxed);
+                    self.progress.invalid.store(0, Ordering::Relaxed);
                     end.reports += 1;
                     // Counted when it is through: once a message, not at every attempt.
                     self.metrics.messages_split.add(u64::from(offset == 0 && !part.is_last));
@@ -269,8 +275,11 @@ impl Turn {
                         return Ok(());
                     }
                     self.advance(Cursor { row, offset: part.range.end as u64, last_report: time }, Passed::default()).await;
+                    if end.reports >= self.limit as u64 {
+                        return Err(Outcome::More);
+                    }
                 }
-                Verdict::Rejected { answer } => {
+                Verdict::Rejected { answer } if self.is_believed_invalid() => {
                     drop(permit);
                     end.answered = true;
                     self.reject(message.row, RejectReason::Invalid, Some(answer.clone())).await;
@@ -291,11 +300,20 @@ impl Turn {
                         about_the_message: !busy && !attempt.never_connected(),
                         alone: attempt.never_connected() && nothing_else,
                         answered_by: attempt.answered_by(),
-                        verdict: attempt.verdict,
+                        verdict: match attempt.verdict {
+                            Verdict::Rejected { answer } => Verdict::Refused { answer },
+                            verdict => verdict,
+                        },
                     }));
                 }
             }
         }
+    }
+
+    /// Whether a message is invalid because the server says so. One that says so of everything wants something else than it
+    /// did: whether it is the message's fault shows when others get through.
+    fn is_believed_invalid(&self) -> bool {
+        self.progress.invalid.fetch_add(1, Ordering::Relaxed) < INVALID_IN_A_ROW
     }
 
     /// Waits until a request may be in flight. Who knocks waits for nobody: what hangs may hang for long.

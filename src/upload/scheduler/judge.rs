@@ -13,7 +13,7 @@ use crate::protocol::MacAddress;
 use crate::store::{Cursor, Passed, RejectReason, Rejection, RowId, SessionKey};
 use crate::upload::backoff::Backoff;
 use crate::upload::gate::Change;
-use crate::upload::poison::StrikeOutcome;
+use crate::upload::poison::{Others, StrikeOutcome};
 use crate::upload::queue::Order;
 use crate::upload::turn::{Failure, Outcome, TurnEnd};
 
@@ -40,6 +40,9 @@ impl Uploader {
             entry.passed += passed;
             entry.accepted += reports;
             let mac = entry.handle.identity.mac;
+            if reports > 0 {
+                self.mended += u64::from(entry.strikes.failures());
+            }
             if (reports > 0 || passed > 0)
                 && let Some(ended) = entry.forgive(Instant::now())
             {
@@ -149,8 +152,8 @@ impl Uploader {
         let limit = self.settings.borrow().upload.poison_attempts;
         let accepted = self.progress.accepted.load(Ordering::Relaxed);
         let Some(entry) = self.queue.get(key).filter(|_| failure.about_the_message) else { return false };
-        let by_others = accepted.saturating_sub(entry.accepted);
-        if entry.strikes.on_failure(failure.row, by_others, limit) != StrikeOutcome::Reject {
+        let others = Others { accepted: accepted.saturating_sub(entry.accepted), mended: self.mended };
+        if entry.strikes.on_failure(failure.row, others, limit) != StrikeOutcome::Reject {
             return false;
         }
         let answer = failure.verdict.text();
