@@ -35,6 +35,9 @@ const STATUS_LINE_EVERY: Duration = Duration::from_secs(5);
 /// How long a core task may take to go round before the watchdog is left hungry.
 const HEARTBEAT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// What a stop may take besides the grace for delivery, and the same again for backups: clients, a store that fails, a slow disk.
+const STOP_BESIDES: Duration = Duration::from_secs(15);
+
 /// Loads the settings, serves until a signal, and tells how the process is to end.
 #[must_use]
 pub fn run(sources: &Sources) -> Exit {
@@ -188,6 +191,7 @@ impl Daemon {
         systemd::stopping();
         info!("stopping");
         let grace = self.settings.borrow().upload.shutdown_grace;
+        systemd::takes(grace + STOP_BESIDES);
         let waiting = self.overview.metrics.pending.get();
         systemd::status(&format!("stopping: {waiting} messages pending, delivery goes on for {} s at most", grace.as_secs()));
         self.stop_intake.cancel();
@@ -209,6 +213,7 @@ impl Daemon {
             task.abort();
         }
         self.backups.finish();
+        systemd::takes(grace + STOP_BESIDES);
         tokio::select! {
             _ = self.backup_writer => {}
             () = signals.stop() => {}

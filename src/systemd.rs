@@ -27,8 +27,8 @@ pub fn status(line: &str) {
     tell(&[NotifyState::Status(line)]);
 }
 
-/// The start takes longer (a damaged store is being salvaged): this much more from now on.
-pub fn starting_takes(time: Duration) {
+/// The start (a damaged store is being salvaged) or the stop goes on: so much longer from now on, whatever the unit allows.
+pub fn takes(time: Duration) {
     tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(time.as_micros()).unwrap_or(u32::MAX))]);
 }
 

@@ -463,6 +463,7 @@ fn ready_is_said_when_the_socket_accepts_and_not_before() {
 fn the_supervisor_is_told_of_reloads_status_progress_and_the_end() {
     let supervisor = Supervisor::new();
     let mut daemon = Daemon::builder()
+        .set("upload.shutdown_grace", "'100s'")
         .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
         .environment("WATCHDOG_USEC", "900000")
         .prepare();
@@ -476,6 +477,10 @@ fn the_supervisor_is_told_of_reloads_status_progress_and_the_end() {
     daemon.signal("TERM");
     supervisor.wait_for("STOPPING=1");
     assert_eq!(daemon.wait(SOON).code(), Some(0));
+    let heard: Vec<String> = std::iter::from_fn(|| supervisor.hears(Duration::ZERO)).collect();
+    let asked = heard.iter().filter_map(|said| said.trim().strip_prefix("EXTEND_TIMEOUT_USEC=")?.parse().ok());
+    let asked: Vec<Duration> = asked.map(Duration::from_micros).collect();
+    assert!(asked.len() == 2 && asked.iter().all(|time| *time > Duration::from_secs(100)), "delivery, then backups: {heard:?}");
 }
 
 #[test]

@@ -182,7 +182,7 @@ async fn open_store(settings: &Settings, metrics: Arc<Metrics>, signals: &mut Si
         tokio::select! {
             opened = &mut opening => return opened.map_err(|_| StoreError::Unavailable)?.map(Some),
             _ = extend.tick() => {
-                systemd::starting_takes(START_EXTENSION);
+                systemd::takes(START_EXTENSION);
                 // Only a damaged one takes so long.
                 if began.elapsed() >= START_EXTENSION / 3 {
                     systemd::status(&format!("starting: the store is being salvaged, for {} s", began.elapsed().as_secs()));
