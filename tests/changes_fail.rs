@@ -16,7 +16,7 @@ fn daemon_on(disk: &SmallDisk, api: &ManagerApi) -> Daemon {
 }
 
 /// A command of the binary that sees the small disk.
-fn run(disk: &SmallDisk, daemon: &Daemon, words: &[&str]) -> Output {
+pub(crate) fn run(disk: &SmallDisk, daemon: &Daemon, words: &[&str]) -> Output {
     let wrapper = disk.wrapper();
     let mut command = Command::new(&wrapper[0]);
     command.args(&wrapper[1..]).arg(binary()).args(words).args(["--config", &daemon.config().display().to_string()]);

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::disk::SmallDisk;
 use crate::support::eventually::{SOON, always};
 use crate::support::loop_disk::{Journaled, LoopDisk, store_on};
-use crate::support::{Agent, Daemon, ManagerApi, Oracle, Producer, Variant, disk, eventually, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Oracle, Producer, Rule, Variant, disk, eventually, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 const FAILING: &str = "the store cannot be written";
@@ -145,6 +145,31 @@ fn full_disk_then_space() {
     daemon.restart();
     oracle.check(&daemon, &api);
     assert_eq!(api.rows("s").len(), said, "each once");
+}
+
+/// The server has not got it: what stands in memory is all there is of it.
+#[test]
+fn a_message_rejected_while_the_disk_is_full_is_not_acked_before_it_is_durable() {
+    let Some(disk) = SmallDisk::mount("4m") else { return };
+    let api = api();
+    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
+    let daemon = daemon.start();
+    let mut producer = delivered_before(&daemon);
+    disk.fill();
+    speak_until_it_fails(&daemon, &mut producer, "full");
+    producer.wait_until_acked();
+    api.rule(Rule::new(Fault::code(10034)).content("invalid"));
+    let acked = producer.acked();
+    producer.say(1, "an invalid message");
+    soon("it is rejected", || daemon.metric("rejected") == 1);
+    producer.say(1, "and one that is delivered");
+    soon("that is through", || daemon.metric("pending") == 0);
+    always(Duration::from_millis(700), "no ack for what stands in memory alone", || producer.acked() == acked);
+    disk.free();
+    soon("the store works again by itself", || !is_failing(&daemon));
+    producer.wait_until_acked();
+    let shown = crate::changes_fail::run(&disk, &daemon, &["history", "show", "s"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("an invalid message"), "{shown:?}");
 }
 
 /// What stands in memory alone is no better kept for having been asked about.

@@ -178,6 +178,32 @@ fn what_is_forgotten_while_it_waits_to_be_sent_is_not_sent() {
     oracle::check_books(&daemon);
 }
 
+/// How far a message in parts had come says nothing of the message that is next.
+#[test]
+fn what_was_sent_of_a_forgotten_message_takes_nothing_from_the_next() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let daemon = Daemon::start_for(&api);
+    api.rule(Rule::new(Fault::code(500)).content("second"));
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.say(1, &format!("{}{}end", "first ".repeat(170), "second ".repeat(150)));
+    agent.end();
+    assert_eq!(agent.flush("durable")["ok"], true);
+    api.wait_for_rows("s", 1);
+    soon("its second part fails", || api.reports().iter().any(|report| report.faulted));
+    let said = text(&daemon, &["history", "forget", "--session", "s", "--yes", "--including-undelivered"]);
+    assert!(said.contains("1 sessions, 1 messages (1 undelivered"), "{said}");
+    let long = format!("The next one. {}", "It is long. ".repeat(80));
+    agent.say(1, "A short sentence.");
+    agent.say(1, long.trim_end());
+    agent.end();
+    let texts: Vec<String> = api.wait_for_rows("s", 3).into_iter().skip(1).map(|row| row.content).collect();
+    assert_eq!(texts, ["A short sentence.", long.trim_end()]);
+    soon("the books agree", || daemon.metric("pending") == 0);
+    oracle::check_books(&daemon);
+}
+
 #[test]
 fn a_set_aside_damaged_store_that_still_holds_the_text_is_named() {
     let mut daemon = Daemon::builder().start();

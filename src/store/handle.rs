@@ -178,6 +178,9 @@ impl Store {
     pub fn advance(&self, session: &Arc<SessionHandle>, cursor: Cursor, passed: Passed) {
         let metrics = &self.shared().metrics;
         let count = passed.delivered + passed.rejected.len() as u64;
+        if !passed.rejected.is_empty() {
+            self.shared().shelf().give_up(passed.rejected.iter().map(|(row, _)| *row));
+        }
         if !session.advance(cursor, count) {
             // It left the books when it was forgotten.
             return self.shared().inbox.advance(session, cursor, Vec::new());

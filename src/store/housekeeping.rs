@@ -176,6 +176,7 @@ fn step(
             shared.metrics.pending.subtract(expired);
             if let Some(handle) = shared.directory.get(key) {
                 handle.remove_pending(expired);
+                handle.start_anew();
             }
         }
         let enough = pass.aim == Aim::Room && {

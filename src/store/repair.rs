@@ -232,6 +232,7 @@ pub(super) fn restore_living(
         let mut applier = Applier::new(connection)?;
         for (handle, ..) in &living {
             applier.create_session(handle.key, &handle.identity, now)?;
+            handle.start_anew();
             if handle.cursor().row > RowId(0) {
                 let advance = Advance::of(Arc::clone(handle));
                 applier.advance(&advance, now)?;

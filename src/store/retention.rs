@@ -142,6 +142,10 @@ pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool
         for (id, ..) in &leaving {
             delete.execute([id])?;
         }
+        // Where a message had been sent in part, it was of these.
+        for (_, session, _) in leaving.iter().filter(|(_, _, expired)| *expired) {
+            cached(connection, "UPDATE cursors SET offset = 0 WHERE session = ?1 AND offset > 0")?.execute([session])?;
+        }
         next.save(connection)
     })?;
     stepped.deleted = leaving.len() as u64;

@@ -21,6 +21,8 @@ pub struct SessionHandle {
     /// Whose it is.
     pub identity: SessionIdentity,
     cursor: Mutex<Cursor>,
+    /// The row whose parts the offset of the cursor counts; 0: that of the next row, as the database has it.
+    begun: AtomicI64,
     pending: AtomicU64,
     /// No row of the session in the database is younger.
     stored: AtomicI64,
@@ -41,6 +43,7 @@ impl SessionHandle {
             key,
             identity,
             cursor: Mutex::new(cursor),
+            begun: AtomicI64::new(0),
             pending: AtomicU64::new(pending),
             stored: AtomicI64::new(i64::MAX),
             recent: Mutex::default(),
@@ -54,6 +57,24 @@ impl SessionHandle {
     #[must_use]
     pub fn cursor(&self) -> Cursor {
         *self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much of a row has been sent, in bytes. What was sent of one that is gone meanwhile says nothing of the next.
+    #[must_use]
+    pub fn sent_of(&self, row: RowId) -> u64 {
+        let cursor = self.cursor();
+        let begun = self.begun.load(Ordering::Acquire);
+        if begun == 0 || begun == row.0 { cursor.offset } else { 0 }
+    }
+
+    /// A part of this row was sent: the offset of the next cursor is its.
+    pub fn begin(&self, row: RowId) {
+        self.begun.store(row.0, Ordering::Release);
+    }
+
+    /// The row in whose middle the cursor stands may be gone: what is sent in parts starts anew.
+    pub(super) fn start_anew(&self) {
+        self.cursor.lock().unwrap_or_else(PoisonError::into_inner).offset = 0;
     }
 
     /// Moves the cursor and takes `passed` messages out of the books; answers `false` when they left them before, because
@@ -93,10 +114,13 @@ impl SessionHandle {
     /// The rows up to this one were deleted, these sendable ones among them; answers how many of them were undelivered,
     /// which are out of the books then.
     pub(super) fn forget(&self, up_to: RowId, sendable: &[RowId]) -> u64 {
-        let cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         let undelivered = sendable.iter().filter(|row| **row > cursor.row && !self.has_forgotten(**row)).count() as u64;
         self.forgotten.fetch_max(up_to.0, Ordering::AcqRel);
         self.remove_pending(undelivered);
+        if up_to > cursor.row {
+            cursor.offset = 0;
+        }
         drop(cursor);
         self.recent().passed(up_to);
         undelivered

@@ -4,8 +4,8 @@
 //! again; it never weighs more than its limit; what is undelivered is never dropped from it.
 //!
 //! When a shelved write is settled: when nothing acknowledged could be lost with it. That is when all its messages are
-//! delivered, it holds nothing back and carries no message that stays here for ever, and every earlier write of its
-//! session on the shelf is settled. A write that only moves a stream or releases transcripts loses nothing that a producer
+//! delivered, it holds nothing back and carries no message that stays here for ever (kept only, or rejected: its text is
+//! nowhere else), and every earlier write of its session on the shelf is settled. A write that only moves a stream or releases transcripts loses nothing that a producer
 //! could send again, so it is settled with its predecessors. All others wait until they are written.
 
 use std::collections::{HashSet, VecDeque};
@@ -34,13 +34,15 @@ pub(super) struct ShelvedWrite {
     pub(super) write: SessionWrite,
     pub(super) first_row: i64,
     pub(super) settled: bool,
+    /// A message of it is rejected.
+    gave_up: bool,
     weight: usize,
 }
 
 impl ShelvedWrite {
     pub(super) fn new(write: SessionWrite, first_row: i64) -> Self {
         let weight = write.weight();
-        Self { write, first_row, settled: false, weight }
+        Self { write, first_row, settled: false, gave_up: false, weight }
     }
 
     /// The messages with their rows.
@@ -54,7 +56,7 @@ impl ShelvedWrite {
 
     fn loses_nothing(&self) -> bool {
         let delivered = self.last_message_row().is_none_or(|last| last <= self.write.session.cursor().row);
-        delivered && self.write.hold.is_empty() && self.write.messages.iter().all(|message| message.sendable)
+        delivered && !self.gave_up && self.write.hold.is_empty() && self.write.messages.iter().all(|message| message.sendable)
     }
 }
 
@@ -156,6 +158,17 @@ impl Shelf {
         self.bytes += weight;
         self.items.push_back(item);
         Ok(())
+    }
+
+    /// These rows will be rejected, wherever they stand. Called before a cursor passes them.
+    pub(super) fn give_up(&mut self, rows: impl Iterator<Item = RowId> + Clone) {
+        for item in &mut self.items {
+            if let Shelved::Write(shelved) = item
+                && let Some(last) = shelved.last_message_row()
+            {
+                shelved.gave_up |= rows.clone().any(|row| (shelved.first_row..=last.0).contains(&row.0));
+            }
+        }
     }
 
     fn drop_delivered(&mut self) -> u64 {

@@ -220,7 +220,7 @@ impl Turn {
     async fn send(&mut self, message: &PendingMessage, end: &mut TurnEnd) -> Result<(), Outcome> {
         let limit = self.profile.content_limit;
         // A message that began in parts goes on in parts, whatever the settings say by now.
-        let begun = self.handle.cursor().offset > 0;
+        let begun = self.handle.sent_of(message.row) > 0;
         let content = match self.settings.manager_api.on_long_content {
             OnLongContent::Truncate if !begun => truncate(&message.content, limit),
             OnLongContent::Truncate | OnLongContent::Split => Cow::Borrowed(message.content.as_str()),
@@ -234,7 +234,8 @@ impl Turn {
                 self.pass(message.row, Passed::default()).await;
                 return Ok(());
             }
-            let Cursor { row, offset, last_report } = self.handle.cursor();
+            let Cursor { row, last_report, .. } = self.handle.cursor();
+            let offset = self.handle.sent_of(message.row);
             let part = next_part(&content, usize::try_from(offset).unwrap_or(usize::MAX), limit);
             let time = report_time(message.time, last_report, self.profile.unit);
             if begun && part.range.is_empty() {
@@ -274,6 +275,7 @@ impl Turn {
                         self.advance(Cursor { row: message.row, offset: 0, last_report: time }, Passed::delivered(1)).await;
                         return Ok(());
                     }
+                    self.handle.begin(message.row);
                     self.advance(Cursor { row, offset: part.range.end as u64, last_report: time }, Passed::default()).await;
                     if end.reports >= self.limit as u64 {
                         return Err(Outcome::More);
