@@ -10,7 +10,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use crate::api_faults::{MAC, say};
 use crate::support::daemon::Builder;
 use crate::support::eventually::always;
-use crate::support::{Daemon, ManagerApi, Variant, soon};
+use crate::support::{Daemon, ManagerApi, Producer, Variant, soon};
 
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -150,4 +150,51 @@ fn plain_text_where_tls_belongs_and_tls_where_plain_text_does_are_retried() {
         always(Duration::from_millis(100), "nothing is thought delivered", || daemon.metric("delivered") == 0);
         assert_eq!((api.row_count(), daemon.metric("pending"), daemon.metric("rejected")), (0, 1, 0), "{url}");
     }
+}
+
+/// The neighbour of a secret that is late: only delivery needs it, so everybody is heard.
+#[test]
+fn authorities_that_are_missing_or_garbled_at_a_start_hold_up_delivery_alone_until_they_are_mended() {
+    let ours = authority();
+    let pem = std::fs::read(&ours.file).unwrap();
+    let api = ManagerApi::start_tls(Variant::Fork, server_config(&ours, "localhost", Valid::Now));
+    api.register(MAC);
+    let garbled = "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n";
+    for (session, content) in [("missing", None), ("nothing", Some("nothing")), ("garbled", Some(garbled))] {
+        let mut daemon = trusting(&ours, &api.url()).prepare();
+        std::fs::remove_file(&ours.file).unwrap();
+        if let Some(content) = content {
+            std::fs::write(&ours.file, content).unwrap();
+        }
+        daemon.start();
+        let gate = || daemon.status()["gate"].clone();
+        soon("the gate is closed before anybody says a word", || gate()["kind"] == "operator");
+        assert!(gate()["reason"].as_str().is_some_and(|reason| reason.contains("manager_api.ca_file")), "{session}: {}", gate());
+        let mut producer = Producer::connected(&daemon, MAC, session);
+        producer.say(1, "Hello");
+        producer.wait_until_acked();
+        std::fs::write(&ours.file, &pem).unwrap();
+        api.wait_for_rows(session, 1);
+        soon("the gate is open", || daemon.status()["gate"]["state"] == "open");
+    }
+}
+
+#[test]
+fn authorities_that_are_replaced_are_trusted_after_a_reload_and_bad_ones_are_kept_out() {
+    let (ours, next) = (authority(), authority());
+    let api = ManagerApi::start_tls(Variant::Fork, server_config(&next, "localhost", Valid::Now));
+    api.register(MAC);
+    let mut daemon = trusting(&ours, &api.url()).start();
+    say(&daemon, MAC, "s", "Hello");
+    soon("the gate is closed", || daemon.status()["gate"]["state"] == "closed");
+    std::fs::copy(&next.file, &ours.file).unwrap();
+    daemon.hup();
+    api.wait_for_rows("s", 1);
+    let garbled = daemon.directory().join("garbled.pem");
+    std::fs::write(&garbled, "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n").unwrap();
+    daemon.set("manager_api.ca_file", &format!("'{}'", garbled.display()));
+    daemon.hup();
+    soon("it says so", || daemon.log().contains("the configuration was not reloaded"));
+    say(&daemon, MAC, "after", "Hello");
+    api.wait_for_rows("after", 1);
 }

@@ -25,7 +25,7 @@ const SIGNALS: [(&str, &str); 2] = [
     ),
     (
         "SIGHUP",
-        "Reads configuration and secret again. A configuration that cannot be used keeps the old settings, \
+        "Reads configuration, secret and authorities again. A configuration that cannot be used keeps the old settings, \
          and what needs a restart is named in the log.",
     ),
 ];

@@ -63,9 +63,9 @@ pub struct Override {
 /// What settings are loaded for: it decides how bad it is when a file they name is missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Purpose {
-    /// To start serving: what the daemon needs must be there, but for the secret, which may come later.
+    /// To start serving: what the daemon needs must be there, but for secret and authorities, which may come later.
     Serve,
-    /// To go on serving with changed settings: the secret, too, must be there, else the old settings stay.
+    /// To go on serving with changed settings: those two, too, must be there, else the old settings stay.
     Reload,
     /// To look at them, or for a tool that only needs the sockets' paths: what is missing is a warning.
     #[default]

@@ -12,20 +12,16 @@ use super::settings::Settings;
 /// The most that is read of a certificate file.
 const LARGEST_CA_FILE: u64 = 4 << 20;
 
-/// Looks whether what the settings name is there. To serve it must be, but for the secret, which is read again at every
-/// knock; to look it is only said.
+/// Looks whether what the settings name is there. To serve it must be, but for what only delivery needs, the secret and the
+/// authorities, which are read again at every knock; to look it is only said.
 pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) {
     let mut missing: Vec<(&str, String, String)> = Vec::new();
+    // No reason to take nothing in: the gate stays closed until they can be read, and nothing is lost.
+    let mut late: Vec<(&str, String, String)> = Vec::new();
     let refused = reader.is_refused("manager_api.secret") || reader.is_refused("manager_api.secret_file");
     if let Some(source) = settings.manager_api.secret.as_ref().filter(|_| !refused) {
         if let Err(error) = source.read() {
-            let (message, hint) = (error.to_string(), error.hint().to_owned());
-            if purpose == Purpose::Reload {
-                missing.push(("manager_api.secret_file", message, hint));
-            } else {
-                // No reason to take nothing in: the gate stays closed until the secret can be read, and nothing is lost.
-                reader.warn("manager_api.secret_file", message, hint);
-            }
+            late.push(("manager_api.secret_file", error.to_string(), error.hint().to_owned()));
         } else if source.is_exposed() {
             reader.warn("manager_api.secret_file", "others than its owner may read the secret", "chmod 600 the file");
         } else if let Origin::File { path, .. } = reader.origin("manager_api.secret")
@@ -38,17 +34,20 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
         && let Err(reason) = certificates(file)
     {
         let message = format!("{} {reason}", file.display());
-        missing.push(("manager_api.ca_file", message, "name a PEM file with the authorities to trust".to_owned()));
+        late.push(("manager_api.ca_file", message, "name a PEM file with the authorities to trust".to_owned()));
     }
     if let Some(group) = settings.socket.group.as_ref().filter(|_| !reader.is_refused("socket.group"))
         && matches!(nix::unistd::Group::from_name(group), Ok(None))
     {
         missing.push(("socket.group", format!("there is no group {group:?}"), "create it (groupadd) or name another".to_owned()));
     }
-    for (key, message, hint) in missing {
-        match purpose {
-            Purpose::Serve | Purpose::Reload => reader.problem(key, message, hint),
-            Purpose::Look => reader.warn(key, message, hint),
+    let late = late.into_iter().map(|found| (found, purpose == Purpose::Reload));
+    let missing = missing.into_iter().map(|found| (found, purpose != Purpose::Look));
+    for ((key, message, hint), is_problem) in late.chain(missing) {
+        if is_problem {
+            reader.problem(key, message, hint);
+        } else {
+            reader.warn(key, message, hint);
         }
     }
 }

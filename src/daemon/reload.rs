@@ -7,6 +7,7 @@ use tracing::{error, info, warn};
 use super::Daemon;
 use super::start::manager_api;
 use crate::config::{self, ConfigError, Loaded, Purpose, Sources};
+use crate::manager_api::ManagerApi;
 use crate::observe::logging::LogHandle;
 use crate::systemd;
 use crate::upload::Server;
@@ -39,13 +40,18 @@ impl Daemon {
         let (new, changes) = config::apply(&old, loaded.settings);
         let mut server = Server::Unchanged;
         if new.manager_api != old.manager_api {
-            match manager_api(&new) {
-                Ok(api) => server = Server::Changed(api),
+            let api = match manager_api(&new) {
+                Ok(api) => api,
                 Err(failure) => {
                     error!(%failure, "the configuration was not reloaded: the old settings stay");
                     return false;
                 }
+            };
+            if let Some(reason) = api.as_ref().and_then(ManagerApi::unusable) {
+                error!(reason, "the configuration was not reloaded: the old settings stay");
+                return false;
             }
+            server = Server::Changed(api);
         }
         for change in &changes {
             if change.applies {
@@ -67,11 +73,6 @@ impl Daemon {
         self.settings.send_replace(Arc::new(new));
         if let Server::Changed(api) = &server {
             self.api.send_replace(api.clone());
-        } else {
-            let api = self.api.borrow().clone();
-            if let Some(Err(failure)) = api.map(|api| api.reload_secret()) {
-                warn!(%failure, "the secret cannot be read: the old one stays");
-            }
         }
         self.deliveries.reload(server).await;
         info!(changes = changes.len(), has_url, "configuration reloaded");

@@ -57,10 +57,11 @@ fn examine_server(settings: &ManagerApiSettings, view: &View) -> Vec<Finding> {
         Some(source) => secret(source, view).into_iter().collect(),
         None => vec![no_secret(fs::metadata(credential).err().map(|error| error.kind()), view.daemon_runs)],
     };
-    let api = match ManagerApi::new(&settings) {
+    let opened = ManagerApi::new(&settings).map_err(|error| error.to_string());
+    let api = match opened.and_then(|api| api.unusable().map_or(Ok(api), Err)) {
         Ok(api) => api,
-        Err(error) => {
-            findings.push(Finding::broken("reachable", error.to_string(), "mend the setting it names"));
+        Err(reason) => {
+            findings.push(Finding::broken("reachable", reason, "mend the setting it names"));
             return findings;
         }
     };

@@ -14,7 +14,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE, HeaderMap, Head
 use reqwest::{Client, Method, Request, Url};
 use tracing::debug;
 
-use super::connection;
+use super::connection::Connection;
 use super::credential::Credential;
 use super::lookup::{self, AgentLookup};
 use super::profile::{self, ProfileUnknown, ServerProfile};
@@ -30,7 +30,7 @@ pub const ANSWER_CAP_BYTES: usize = 64 * 1024;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// Why no client could be made: the configuration's fault.
+/// Why there is no client, or not all that it needs.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerApiError {
     /// There is no URL: the daemon keeps history locally and needs no client.
@@ -40,7 +40,7 @@ pub enum ManagerApiError {
     #[error("manager_api.url is no plain http:// or https:// URL: host and path, without user, query or fragment")]
     Url,
     /// The CA file cannot be used.
-    #[error("cannot use manager_api.ca_file {path}: {reason}")]
+    #[error("cannot use manager_api.ca_file {path}: {reason} (it must be a PEM file with the authorities to trust)")]
     CaFile {
         /// The file.
         path: PathBuf,
@@ -98,12 +98,12 @@ impl Attempt {
     }
 }
 
-/// The Manager API, seen through one connection pool. Clones share pool and secret.
+/// The Manager API, seen through one connection pool. Clones share pool, authorities and secret.
 #[derive(Clone)]
 pub struct ManagerApi(Arc<Inner>);
 
 struct Inner {
-    http: Client,
+    connection: Connection,
     credential: Credential,
     report_url: Url,
     profile_url: Url,
@@ -141,11 +141,11 @@ impl Received {
 }
 
 impl ManagerApi {
-    /// A client for these settings. A secret that cannot be read yet is no error: reports then answer
-    /// [`Verdict::Operator`] until [`Self::reload_secret`] finds one.
+    /// A client for these settings. A secret or a CA file that cannot be read yet is no error: reports then answer
+    /// [`Verdict::Operator`] until [`Self::reload`] finds it.
     ///
     /// # Errors
-    /// When there is no URL, or URL, CA file or proxy cannot be used.
+    /// When there is no URL, or URL or proxy cannot be used.
     pub fn new(settings: &ManagerApiSettings) -> Result<Self, ManagerApiError> {
         let base = settings.url.as_deref().ok_or(ManagerApiError::NoUrl)?.trim_end_matches('/');
         let parse = |path: &str| Url::parse(&format!("{base}{path}")).map_err(|_| ManagerApiError::Url);
@@ -160,7 +160,7 @@ impl ManagerApi {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(report::CONTENT_TYPE));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         Ok(Self(Arc::new(Inner {
-            http: connection::open(settings, &root)?,
+            connection: Connection::new(settings, root)?,
             credential: Credential::new(settings.secret.clone()),
             report_url: parse("/agent/chat-history/report")?,
             profile_url: parse("/user/pub-config")?,
@@ -172,18 +172,36 @@ impl ManagerApi {
         })))
     }
 
-    /// Reads the secret from its source again. Returns whether it changed.
+    /// Reads the authorities and the secret from their files again. Blocking.
     ///
     /// # Errors
-    /// When it cannot be read; the secret in use stays.
-    pub fn reload_secret(&self) -> Result<bool, ManagerApiError> {
-        self.0.credential.reload().map_err(ManagerApiError::Secret)
+    /// When one of them cannot be read or used; what is in use stays.
+    pub fn reload(&self) -> Result<(), ManagerApiError> {
+        let connection = self.0.connection.reload();
+        let secret = self.0.credential.reload().map_err(ManagerApiError::Secret);
+        connection.and(secret.map(drop))
     }
 
-    /// What it takes until a new secret is used, for the operator.
+    /// What [`Self::reload`] reads, for the operator.
     #[must_use]
-    pub fn secret_renewal(&self) -> &'static str {
-        self.0.credential.renewal()
+    pub fn files(&self) -> &'static str {
+        match (self.0.connection.has_file(), self.0.credential.has_file()) {
+            (true, true) => "the file of the secret or that of the authorities",
+            (true, false) => "the file of the authorities",
+            (false, _) => "the secret's file",
+        }
+    }
+
+    /// Why nothing can be asked of the server, for the operator; `None` when it can.
+    #[must_use]
+    pub fn unusable(&self) -> Option<String> {
+        self.0.connection.client().err()
+    }
+
+    /// What it takes until a new secret, or authorities where they are missing, are used, for the operator.
+    #[must_use]
+    pub fn renewal(&self) -> &'static str {
+        if self.unusable().is_some() { "the authorities are read anew at every probe" } else { self.0.credential.renewal() }
     }
 
     /// Sends one report. `idempotency_key` is the same at every attempt of the same message or part.
@@ -260,6 +278,10 @@ impl ManagerApi {
     }
 
     async fn post(&self, body: Bytes, idempotency_key: Option<HeaderValue>) -> (Verdict, Option<u16>) {
+        let client = match self.0.connection.client() {
+            Ok(client) => client,
+            Err(reason) => return (operator(reason), None),
+        };
         let authorization = match self.0.credential.header() {
             Ok(authorization) => authorization,
             Err(reason) => return (operator(no_secret(&reason)), None),
@@ -274,13 +296,14 @@ impl ManagerApi {
             headers.insert(IDEMPOTENCY_KEY, key);
         }
         *request.body_mut() = Some(reqwest::Body::wrap(WatchedBody::new(body, taken.clone())));
-        match self.exchange(request).await {
+        match exchange(&client, request).await {
             Ok(received) => (classify(&received.answer()), Some(received.status)),
             Err(error) => (failure(&error, &taken), None),
         }
     }
 
     async fn get(&self, call: &'static str, url: Url, authorization: Option<HeaderValue>) -> Result<Received, String> {
+        let client = self.0.connection.client()?;
         let mut request = Request::new(Method::GET, url);
         *request.timeout_mut() = Some(self.0.timeout);
         request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -288,25 +311,25 @@ impl ManagerApi {
             request.headers_mut().insert(AUTHORIZATION, authorization);
         }
         let started = Instant::now();
-        let received = self.exchange(request).await.map_err(|error| describe(&error));
+        let received = exchange(&client, request).await.map_err(|error| describe(&error));
         let (status, error) = (received.as_ref().ok().map(|received| received.status), received.as_ref().err());
         debug!(call, status, error, elapsed = ?started.elapsed(), "question");
         received
     }
+}
 
-    async fn exchange(&self, request: Request) -> Result<Received, reqwest::Error> {
-        let mut response = self.0.http.execute(request).await.map_err(reqwest::Error::without_url)?;
-        let status = response.status().as_u16();
-        let retry_after = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| retry_after(value, SystemTime::now()));
-        let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
-        let date = date.and_then(|value| httpdate::parse_http_date(value).ok());
-        let (body, end) = read_body(&mut response, ANSWER_CAP_BYTES).await;
-        Ok(Received { status, body, end, retry_after, date })
-    }
+async fn exchange(client: &Client, request: Request) -> Result<Received, reqwest::Error> {
+    let mut response = client.execute(request).await.map_err(reqwest::Error::without_url)?;
+    let status = response.status().as_u16();
+    let retry_after = response
+        .headers()
+        .get(RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| retry_after(value, SystemTime::now()));
+    let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
+    let date = date.and_then(|value| httpdate::parse_http_date(value).ok());
+    let (body, end) = read_body(&mut response, ANSWER_CAP_BYTES).await;
+    Ok(Received { status, body, end, retry_after, date })
 }
 
 fn no_secret(reason: &str) -> String {

@@ -1,10 +1,11 @@
 //! How the client connects: every setting of the HTTP client, in one place.
 //!
 //! Promises: HTTP/1.1, no redirect, no repetition, no proxy unless configured, nothing from the environment, own CA
-//! file trusted exclusively, connections idle for 25 s never used again.
-//! Called by the client when it is made.
+//! file trusted exclusively, connections idle for 25 s never used again. What is in use stays until new authorities
+//! were read whole. Called by the client.
 
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT_LANGUAGE, HeaderMap, HeaderValue};
@@ -20,8 +21,61 @@ const POOL_IDLE: Duration = Duration::from_secs(25);
 /// The largest CA file that is read: a whole distribution's bundle has a quarter of a megabyte.
 const CA_FILE_CAP_BYTES: u64 = 4 * 1024 * 1024;
 
-/// An HTTP client for these settings and this target.
-pub(super) fn open(settings: &ManagerApiSettings, target: &Url) -> Result<Client, ManagerApiError> {
+/// The HTTP client, or why there is none: its authorities are read from a file, which may be gone, wrong or replaced.
+pub(super) struct Connection {
+    settings: ManagerApiSettings,
+    target: Url,
+    open: RwLock<Result<Open, String>>,
+}
+
+struct Open {
+    client: Client,
+    /// What the CA file held; nothing without one.
+    authorities: Option<Vec<u8>>,
+}
+
+impl Connection {
+    /// A connection for these settings and this target. Without authorities it is missing until [`Self::reload`] succeeds.
+    ///
+    /// # Errors
+    /// When the proxy cannot be used.
+    pub(super) fn new(settings: &ManagerApiSettings, target: Url) -> Result<Self, ManagerApiError> {
+        settings.proxy.as_deref().map(proxy_at).transpose()?;
+        let open = RwLock::new(open(settings, &target).map_err(|error| error.to_string()));
+        Ok(Self { settings: settings.clone(), target, open })
+    }
+
+    /// Whether its authorities come from a file of their own.
+    pub(super) const fn has_file(&self) -> bool {
+        self.settings.ca_file.is_some()
+    }
+
+    /// The client, or why there is none, for the operator.
+    pub(super) fn client(&self) -> Result<Client, String> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().map(|open| open.client.clone()).map_err(|reason| format!("nothing can be sent: {reason}"))
+    }
+
+    /// Reads the authorities again. Those that cannot be read now do not replace those that could, and the connections that
+    /// are up stay when nothing has changed.
+    pub(super) fn reload(&self) -> Result<(), ManagerApiError> {
+        let new = open(&self.settings, &self.target);
+        let mut current = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        match (new, &*current) {
+            (Ok(new), Ok(old)) if new.authorities == old.authorities => {}
+            (Ok(new), _) => *current = Ok(new),
+            (Err(error), Ok(_)) => return Err(error),
+            (Err(error), Err(_)) => {
+                *current = Err(error.to_string());
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(settings: &ManagerApiSettings, target: &Url) -> Result<Open, ManagerApiError> {
+    let authorities = settings.ca_file.as_deref().map(pem).transpose()?;
     // One provider for the process. An error means that there is one already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut headers = HeaderMap::new();
@@ -43,13 +97,14 @@ pub(super) fn open(settings: &ManagerApiSettings, target: &Url) -> Result<Client
     if let Some(proxy) = &settings.proxy {
         builder = builder.proxy(proxy_at(proxy)?);
     }
-    if let Some(path) = &settings.ca_file {
-        builder = builder.tls_certs_only(certificates(path)?);
+    if let (Some(path), Some(pem)) = (&settings.ca_file, &authorities) {
+        builder = builder.tls_certs_only(certificates(path, pem)?);
     } else if target.scheme() == "http" && settings.proxy.is_none() {
         // No TLS will be spoken: a machine without any CA certificates is fine.
         builder = builder.tls_certs_only([]);
     }
-    builder.build().map_err(|error| ManagerApiError::Setup(describe(&error.without_url())))
+    let client = builder.build().map_err(|error| ManagerApiError::Setup(describe(&error.without_url())))?;
+    Ok(Open { client, authorities })
 }
 
 fn proxy_at(proxy: &str) -> Result<Proxy, ManagerApiError> {
@@ -60,15 +115,24 @@ fn proxy_at(proxy: &str) -> Result<Proxy, ManagerApiError> {
     Proxy::all(url).map_err(|_| ManagerApiError::Proxy)
 }
 
-fn certificates(path: &Path) -> Result<Vec<Certificate>, ManagerApiError> {
+fn pem(path: &Path) -> Result<Vec<u8>, ManagerApiError> {
     use std::io::Read;
     let refused = |reason: String| ManagerApiError::CaFile { path: path.to_owned(), reason };
-    let file = std::fs::File::open(path).map_err(|error| refused(error.kind().to_string()))?;
+    let unreadable = |error: std::io::Error| refused(format!("it cannot be read: {error}"));
+    // Asked before it is opened: opening a pipe would wait for its writer.
+    if !path.metadata().map_err(unreadable)?.is_file() {
+        return Err(refused("it is no regular file".to_owned()));
+    }
     let mut pem = Vec::new();
-    file.take(CA_FILE_CAP_BYTES).read_to_end(&mut pem).map_err(|error| refused(error.kind().to_string()))?;
-    let certificates = Certificate::from_pem_bundle(&pem).map_err(|_| refused("it is no PEM file".to_owned()))?;
+    std::fs::File::open(path).map_err(unreadable)?.take(CA_FILE_CAP_BYTES).read_to_end(&mut pem).map_err(unreadable)?;
+    Ok(pem)
+}
+
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<Certificate>, ManagerApiError> {
+    let refused = |reason: &str| ManagerApiError::CaFile { path: path.to_owned(), reason: reason.to_owned() };
+    let certificates = Certificate::from_pem_bundle(pem).map_err(|_| refused("it is no PEM file"))?;
     if certificates.is_empty() {
-        return Err(refused("it holds no certificate in PEM".to_owned()));
+        return Err(refused("it holds no certificate in PEM"));
     }
     Ok(certificates)
 }

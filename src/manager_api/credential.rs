@@ -26,6 +26,11 @@ impl Credential {
         self.header.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether it comes from a file.
+    pub(super) const fn has_file(&self) -> bool {
+        matches!(self.source, Some(SecretSource::File(_) | SecretSource::Credential(_)))
+    }
+
     /// What it takes until a new secret is used, for the operator.
     pub(super) const fn renewal(&self) -> &'static str {
         match self.source {

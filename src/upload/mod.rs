@@ -9,11 +9,11 @@ pub mod backoff;
 pub mod deliveries;
 mod devices;
 pub mod due;
+mod files;
 pub mod gate;
 pub mod poison;
 mod queue;
 pub mod scheduler;
-mod secret;
 pub mod turn;
 
 pub use backoff::Backoff;

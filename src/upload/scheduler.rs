@@ -19,9 +19,9 @@ use super::backoff::Backoff;
 use super::deliveries::{Deliveries, Request};
 use super::devices::{Admission, Devices};
 use super::due::DueRule;
+use super::files::FileReader;
 use super::gate::{Change, Closed, Gate, Probe};
 use super::queue::{Order, Queue};
-use super::secret::SecretReader;
 use super::turn::{Outcome, Progress, TURN_MESSAGES, Turn, TurnEnd};
 use crate::clock::wall_clock;
 use crate::config::Settings;
@@ -74,7 +74,7 @@ pub struct Uploader {
     settling: Vec<Settling>,
     /// One permit for each request that may be in flight.
     requests_in_flight: Arc<Semaphore>,
-    secret: SecretReader,
+    files: FileReader,
     /// Reports accepted when the last failure was judged.
     accepted_before: u64,
     /// Failed attempts whose message was accepted at a later one.
@@ -107,7 +107,9 @@ struct Settling {
 
 enum Done {
     Turn(Settling),
-    /// Why the secret could not be read again, and what came of the knock.
+    /// Which file could not be read again.
+    Files(Option<String>),
+    /// The same, and what came of the knock.
     Probe(Option<String>, Verdict),
     Profile(u64, Result<ServerProfile, ProfileUnknown>),
     Backlog(Option<SessionKey>, Result<Vec<BacklogSession>, StoreError>),
@@ -160,7 +162,7 @@ impl Uploader {
             sending: 0,
             settling: Vec::new(),
             requests_in_flight: Arc::new(Semaphore::new(current.upload.concurrency)),
-            secret: SecretReader::default(),
+            files: FileReader::default(),
             accepted_before: 0,
             mended: 0,
             backlog_again: None,
@@ -286,6 +288,10 @@ impl Uploader {
 
     fn start_work(&mut self) {
         let Some(api) = self.api.clone() else { return };
+        if let Some(reason) = api.unusable().filter(|_| !matches!(self.gate.closed(), Some((Closed::Operator(_), _)))) {
+            let change = self.gate.operator(&reason, now(), random());
+            self.announce(change);
+        }
         if let Some(probe) = self.gate.start_probe(now()) {
             self.knock(probe, &api);
             return;
@@ -349,9 +355,9 @@ impl Uploader {
     fn knock(&mut self, probe: Probe, api: &ManagerApi) {
         match probe {
             Probe::EmptyReport => {
-                let (secret, api) = (self.secret.read_again(api), api.clone());
+                let (files, api) = (self.files.read_again(api), api.clone());
                 self.work.spawn(async move {
-                    let unreadable = secret.await;
+                    let unreadable = files.await;
                     Done::Probe(unreadable, api.probe().await)
                 });
             }
@@ -411,8 +417,9 @@ impl Uploader {
     fn done(&mut self, done: Done) {
         match done {
             Done::Turn(turn) => self.settling.push(turn),
+            Done::Files(unreadable) => self.files.tell(unreadable),
             Done::Probe(unreadable, verdict) => {
-                self.secret.tell(unreadable);
+                self.files.tell(unreadable);
                 self.probed(&verdict);
             }
             Done::Profile(question, answer) if question == self.profile.question => self.profile_answered(answer),
@@ -502,7 +509,7 @@ impl Uploader {
                 self.metrics.gate_closings.increment();
                 self.shut_at.get_or_insert_with(Instant::now);
                 let hint = match (why, &self.api) {
-                    (Closed::Operator(_), Some(api)) => Some(api.secret_renewal()),
+                    (Closed::Operator(_), Some(api)) => Some(api.renewal()),
                     _ => None,
                 };
                 warn!(

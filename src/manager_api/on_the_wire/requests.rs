@@ -87,7 +87,7 @@ async fn without_a_secret_nothing_is_sent() {
         assert!(matches!(&attempt.verdict, Verdict::Operator { reason } if reason.contains("no server secret")), "{attempt:?}");
         assert!(matches!(api.probe().await, Verdict::Operator { .. }));
         assert!(matches!(api.agent_id(MAC).await, AgentLookup::Failed { .. }));
-        assert!(matches!(api.reload_secret(), Err(ManagerApiError::Secret(_))));
+        assert!(matches!(api.reload(), Err(ManagerApiError::Secret(_))));
     }
     assert_eq!(server.connections(), 0);
 }
@@ -102,7 +102,7 @@ async fn a_new_secret_is_sent_once_it_is_read_again() {
     let api = ManagerApi::new(&ManagerApiSettings { secret, ..settings(&server.url) }).unwrap();
     for (secret, expected) in [("old", "Bearer old"), ("new", "Bearer new")] {
         std::fs::write(&path, secret).unwrap();
-        assert_eq!(api.clone().reload_secret().unwrap(), secret == "new");
+        api.clone().reload().unwrap();
         assert!(matches!(report(&api, "key").await.verdict, Verdict::Operator { .. }));
         assert_eq!(requests.recv().await.unwrap().header("authorization"), Some(expected));
     }
@@ -165,12 +165,34 @@ fn settings_that_make_no_client_are_named() {
         let settings = ManagerApiSettings { proxy: Some(proxy.to_owned()), ..settings("http://host") };
         assert!(refused(settings).starts_with("manager_api.proxy is no"), "{proxy}");
     }
+}
+
+#[tokio::test]
+async fn without_its_authorities_nothing_is_asked_until_they_are_read_again() {
+    let (server, mut requests) = recording(r#"{"code":0,"data":true}"#).await;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ca.pem");
-    let with_file = || ManagerApiSettings { ca_file: Some(path.clone()), ..settings("https://host") };
-    assert!(refused(with_file()).ends_with("entity not found"));
-    std::fs::write(&path, "nothing").unwrap();
-    assert!(refused(with_file()).ends_with("it holds no certificate in PEM"));
-    std::fs::write(&path, "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n").unwrap();
-    assert!(refused(with_file()).ends_with("it is no PEM file"));
+    let api = ManagerApi::new(&ManagerApiSettings { ca_file: Some(path.clone()), ..settings(&server.url) }).unwrap();
+    let garbled = "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n";
+    let trouble =
+        [(None, "No such file"), (Some("nothing"), "it holds no certificate in PEM"), (Some(garbled), "it is no PEM file")];
+    for (content, words) in trouble {
+        if let Some(content) = content {
+            std::fs::write(&path, content).unwrap();
+        }
+        assert!(matches!(api.reload(), Err(ManagerApiError::CaFile { .. })), "{words}");
+        let verdict = report(&api, "key").await.verdict;
+        assert!(matches!(&verdict, Verdict::Operator { reason } if reason.contains(words)), "{words}: {verdict:?}");
+        assert!(api.unusable().is_some_and(|reason| reason.contains(words)));
+        assert!(api.profile().await.is_err() && matches!(api.agent_id(MAC).await, AgentLookup::Failed { .. }));
+    }
+    assert_eq!(server.connections(), 0);
+    let authority = rcgen::generate_simple_self_signed(Vec::new()).unwrap().cert.pem();
+    std::fs::write(&path, authority).unwrap();
+    api.reload().unwrap();
+    assert_eq!(report(&api, "key").await.verdict, Verdict::Delivered);
+    requests.recv().await.unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(api.reload().is_err());
+    assert_eq!(report(&api, "key").await.verdict, Verdict::Delivered, "what was read before stays in use");
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
 
-use super::{UNKNOWN_DEVICE, Uploader, gate_backoff, now};
+use super::{Done, UNKNOWN_DEVICE, Uploader, gate_backoff, now};
 use crate::store::SessionHandle;
 use crate::upload::deliveries::{Delivered, Request, Server, UploadStatus};
+use crate::upload::files::FileReader;
 use crate::upload::gate::Change;
 use crate::upload::queue::Order;
 
@@ -35,8 +36,14 @@ impl Uploader {
         }
         self.gate.reconfigure(settings.upload.concurrency, gate_backoff(&settings));
         self.gate.knock_now(now());
+        if let (Server::Unchanged, Some(api)) = (&server, &self.api) {
+            let files = self.files.read_again(api);
+            self.work.spawn(async move { Done::Files(files.await) });
+        }
         if let Server::Changed(api) = server {
             let appeared = self.api.is_none() && api.is_some();
+            // What hangs is none of this one's.
+            self.files = FileReader::default();
             self.api = api;
             self.profile.known = None;
             self.doubt_profile();
