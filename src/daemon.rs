@@ -15,6 +15,7 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::reload::Reading;
 use self::signals::{Signals, Wish};
 use crate::config::{self, Loaded, Settings, Sources};
 use crate::exit::Exit;
@@ -125,6 +126,7 @@ impl Daemon {
         info!("ready");
         self.overview.metrics.config_last_reload_successful.set(1);
         let mut stuck = Episode::new();
+        let mut reading = Reading::default();
         let mut status_line = interval(STATUS_LINE_EVERY);
         // A status that is slow to come must not take the turns of the watchdog.
         status_line.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -138,6 +140,10 @@ impl Daemon {
                 _ = &mut self.listener => return died("the accept loop"),
                 _ = &mut self.uploader => return died("the uploader"),
                 _ = &mut self.backup_writer => return died("the backup writer"),
+                (read, once_more) = reading.over() => {
+                    self.reloaded(read, log).await;
+                    once_more.then_some(Wish::Reload)
+                }
                 _ = status_line.tick() => tokio::select! {
                     wish = signals.next() => Some(wish),
                     line = timeout(HEARTBEAT_PATIENCE, self.overview.line()) => {
@@ -169,7 +175,7 @@ impl Daemon {
             };
             match wish {
                 Some(Wish::Stop) => return self.shut_down(signals).await,
-                Some(Wish::Reload) => self.reload(sources, log).await,
+                Some(Wish::Reload) => reading.begin(sources, self.settings.borrow().clone()),
                 None => {}
             }
         }

@@ -24,6 +24,7 @@ pub mod intake;
 pub mod lane;
 pub mod manager_api;
 pub mod observe;
+pub mod patience;
 pub mod protocol;
 pub mod send;
 pub mod session;

@@ -394,14 +394,14 @@ fn clock_jumps() {
 
 // ---- the supervisor ------------------------------------------------------------------------------------------------
 
-struct Supervisor {
+pub struct Supervisor {
     socket: UnixDatagram,
-    path: PathBuf,
+    pub path: PathBuf,
     _directory: tempfile::TempDir,
 }
 
 impl Supervisor {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         Self { socket: UnixDatagram::bind(&path).unwrap(), path, _directory: directory }
@@ -416,7 +416,7 @@ impl Supervisor {
 
     /// Everything up to a datagram with this line.
     #[track_caller]
-    fn wait_for(&self, line: &str) -> Vec<String> {
+    pub fn wait_for(&self, line: &str) -> Vec<String> {
         let mut heard = Vec::new();
         let end = Instant::now() + SOON;
         loop {
@@ -429,7 +429,7 @@ impl Supervisor {
     }
 
     /// How often the watchdog is fed in this time.
-    fn feedings(&self, span: Duration) -> usize {
+    pub fn feedings(&self, span: Duration) -> usize {
         let end = Instant::now() + span;
         let mut count = 0;
         while Instant::now() < end {

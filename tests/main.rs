@@ -37,6 +37,7 @@ mod delivery;
 mod disk_faults;
 mod doctor;
 mod fuzz;
+mod hanging_files;
 mod history;
 mod history_changes;
 mod history_export;

@@ -1,16 +1,25 @@
-//! Checks what settings name outside of themselves: the secret's file, the certificate file, the group. Reads only.
+//! Checks what settings name outside of themselves: the secret's file, the certificate file, the group. Reads only, and waits
+//! for no file that does not answer.
 
 use std::io::Read;
 use std::path::Path;
+use std::time::Duration;
 
 use super::Purpose;
 use super::layers::Origin;
 use super::reader::Reader;
 use super::secret::is_open_to_others;
 use super::settings::Settings;
+use crate::patience::within;
 
 /// The most that is read of a certificate file.
 const LARGEST_CA_FILE: u64 = 4 << 20;
+
+/// How long a file may take to answer: all wait for it at a start, and one for each of the two.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What helps against a file that does not answer.
+const LOOK_AT_THE_MOUNT: &str = "look at the file system it is on (dmesg), or keep the file on a disk of this machine";
 
 /// Looks whether what the settings name is there. To serve it must be, but for what only delivery needs, the secret and the
 /// authorities, which are read again at every knock; to look it is only said.
@@ -20,21 +29,39 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
     let mut late: Vec<(&str, String, String)> = Vec::new();
     let refused = reader.is_refused("manager_api.secret") || reader.is_refused("manager_api.secret_file");
     if let Some(source) = settings.manager_api.secret.as_ref().filter(|_| !refused) {
-        if let Err(error) = source.read() {
-            late.push(("manager_api.secret_file", error.to_string(), error.hint().to_owned()));
-        } else if source.is_exposed() {
-            reader.warn("manager_api.secret_file", "others than its owner may read the secret", "chmod 600 the file");
-        } else if let Origin::File { path, .. } = reader.origin("manager_api.secret")
-            && is_open_to_others(&path)
-        {
-            reader.warn("manager_api.secret", "others than its owner may read this file", "chmod 600 it, or use secret_file");
+        let reading = source.clone();
+        match within(PATIENCE, move || reading.read().map(|_| reading.is_exposed())) {
+            None => {
+                let file = source.path().unwrap_or_else(|| Path::new("")).display();
+                late.push(("manager_api.secret_file", format!("{file} does not answer"), LOOK_AT_THE_MOUNT.to_owned()));
+            }
+            Some(Err(error)) => late.push(("manager_api.secret_file", error.to_string(), error.hint().to_owned())),
+            Some(Ok(true)) => {
+                reader.warn("manager_api.secret_file", "others than its owner may read the secret", "chmod 600 the file");
+            }
+            Some(Ok(false)) => {
+                if let Origin::File { path, .. } = reader.origin("manager_api.secret")
+                    && is_open_to_others(&path)
+                {
+                    reader.warn(
+                        "manager_api.secret",
+                        "others than its owner may read this file",
+                        "chmod 600 it, or use secret_file",
+                    );
+                }
+            }
         }
     }
-    if let Some(file) = settings.manager_api.ca_file.as_ref().filter(|_| !reader.is_refused("manager_api.ca_file"))
-        && let Err(reason) = certificates(file)
-    {
-        let message = format!("{} {reason}", file.display());
-        late.push(("manager_api.ca_file", message, "name a PEM file with the authorities to trust".to_owned()));
+    if let Some(file) = settings.manager_api.ca_file.as_ref().filter(|_| !reader.is_refused("manager_api.ca_file")) {
+        let reading = file.clone();
+        let wrong = match within(PATIENCE, move || certificates(&reading)) {
+            Some(Ok(())) => None,
+            Some(Err(reason)) => Some((reason, "name a PEM file with the authorities to trust")),
+            None => Some(("does not answer".to_owned(), LOOK_AT_THE_MOUNT)),
+        };
+        if let Some((reason, hint)) = wrong {
+            late.push(("manager_api.ca_file", format!("{} {reason}", file.display()), hint.to_owned()));
+        }
     }
     if let Some(group) = settings.socket.group.as_ref().filter(|_| !reader.is_refused("socket.group"))
         && matches!(nix::unistd::Group::from_name(group), Ok(None))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -36,6 +36,9 @@ use crate::upload::Uploader;
 
 /// How much longer a start may take each time it says so.
 const START_EXTENSION: Duration = Duration::from_secs(30);
+
+/// How long a start waits for the files of secret and authorities.
+const FILES_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +79,7 @@ impl Daemon {
             Some(address) => Some(http::listen(address).await?),
             None => None,
         };
-        let api = manager_api(&settings)?;
+        let api = manager_api(&settings).await?;
         announce(sources, &settings, adopted.as_ref().map_or(&settings.socket.path, ServerSocket::path));
         if let Some(adopted) = &adopted {
             name_what_the_unit_overrules(adopted, &settings, &origins);
@@ -219,12 +222,16 @@ fn name_what_the_unit_overrules(adopted: &ServerSocket, settings: &Settings, ori
     }
 }
 
-/// The client for these settings; `None` without a URL.
-pub(super) fn manager_api(settings: &Settings) -> Result<Option<ManagerApi>, crate::manager_api::ManagerApiError> {
+/// The client for these settings; `None` without a URL. What it needs from files is read beside the start, for a moment of
+/// which the start waits: the gate is closed until it is there.
+async fn manager_api(settings: &Settings) -> Result<Option<ManagerApi>, crate::manager_api::ManagerApiError> {
     if settings.manager_api.url.is_none() {
         return Ok(None);
     }
-    ManagerApi::new(&settings.manager_api).map(Some)
+    let api = ManagerApi::unread(&settings.manager_api)?;
+    let reading = api.clone();
+    let _ = timeout(FILES_PATIENCE, tokio::task::spawn_blocking(move || reading.reload())).await;
+    Ok(Some(api))
 }
 
 fn announce(sources: &Sources, settings: &Settings, socket: &Path) {

@@ -12,7 +12,7 @@ mod server;
 mod store;
 
 use std::io::Write;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -20,6 +20,7 @@ use serde_json::json;
 use crate::cli::{DoctorArgs, DoctorFormat};
 use crate::config::{self, Sources};
 use crate::exit::Exit;
+use crate::patience;
 use daemons_user::DaemonsUser;
 use finding::{Finding, Level};
 
@@ -62,9 +63,7 @@ const fn verdict(worst: Level) -> &'static str {
 
 /// A look at a disk, which may hang: then its thread is left to it.
 fn within(patience: Duration, check: &'static str, look: impl FnOnce() -> Vec<Finding> + Send + 'static) -> Vec<Finding> {
-    let (found, finding) = mpsc::sync_channel(1);
-    std::thread::spawn(move || found.send(look()));
-    finding.recv_timeout(patience).unwrap_or_else(|_| {
+    patience::within(patience, look).unwrap_or_else(|| {
         let what = format!("the disk does not answer within {} s", patience.as_secs());
         vec![Finding::broken(check, what, "look at the disk and its mount (dmesg)")]
     })
@@ -110,6 +109,8 @@ fn examine(arguments: &DoctorArgs, sources: &Sources) -> (Vec<Finding>, bool) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]

@@ -7,8 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use super::daemons_user::DaemonsUser;
 use super::finding::{Finding, Level};
+use super::{DISK_PATIENCE, within};
 use crate::config::{ManagerApiSettings, SecretError, SecretSource};
 use crate::manager_api::{AgentLookup, ManagerApi, ServerLook, ServerProfile, Verdict};
+use crate::patience;
 use crate::protocol::MacAddress;
 
 /// A difference that shows in transcripts.
@@ -54,10 +56,15 @@ fn examine_server(settings: &ManagerApiSettings, view: &View) -> Vec<Finding> {
         settings.secret = Some(SecretSource::Credential(credential.to_owned()));
     }
     let mut findings: Vec<Finding> = match &settings.secret {
-        Some(source) => secret(source, view).into_iter().collect(),
+        Some(source) => {
+            let (source, user) = (source.clone(), view.user);
+            within(DISK_PATIENCE, "secret", move || secret(&source, user).into_iter().collect())
+        }
         None => vec![no_secret(fs::metadata(credential).err().map(|error| error.kind()), view.daemon_runs)],
     };
-    let opened = ManagerApi::new(&settings).map_err(|error| error.to_string());
+    let for_api = settings.clone();
+    let opened = patience::within(DISK_PATIENCE, move || ManagerApi::new(&for_api).map_err(|error| error.to_string()))
+        .unwrap_or_else(|| Err("a file that delivery needs does not answer".to_owned()));
     let api = match opened.and_then(|api| api.unusable().map_or(Ok(api), Err)) {
         Ok(api) => api,
         Err(reason) => {
@@ -92,7 +99,7 @@ fn no_secret(unseen: Option<ErrorKind>, daemon_runs: bool) -> Finding {
 }
 
 /// What is wrong with the secret on this side.
-fn secret(source: &SecretSource, view: &View) -> Option<Finding> {
+fn secret(source: &SecretSource, user: Option<DaemonsUser>) -> Option<Finding> {
     match source.read() {
         Err(SecretError::Unreadable { path, source }) if source.kind() == ErrorKind::PermissionDenied => {
             let what = format!("this user may not read the secret in {}", path.display());
@@ -102,7 +109,7 @@ fn secret(source: &SecretSource, view: &View) -> Option<Finding> {
         Ok(_) => {}
     }
     if let SecretSource::File(path) = source
-        && let Some(finding) = view.user.and_then(|user| user.cannot_read("secret", path))
+        && let Some(finding) = user.and_then(|user| user.cannot_read("secret", path))
     {
         return Some(finding);
     }

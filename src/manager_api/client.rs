@@ -141,12 +141,22 @@ impl Received {
 }
 
 impl ManagerApi {
-    /// A client for these settings. A secret or a CA file that cannot be read yet is no error: reports then answer
-    /// [`Verdict::Operator`] until [`Self::reload`] finds it.
+    /// A client for these settings, ready for use. A secret or a CA file that cannot be read yet is no error: reports then
+    /// answer [`Verdict::Operator`] until [`Self::reload`] finds it. Blocking, for it reads them.
     ///
     /// # Errors
     /// When there is no URL, or URL or proxy cannot be used.
     pub fn new(settings: &ManagerApiSettings) -> Result<Self, ManagerApiError> {
+        let api = Self::unread(settings)?;
+        let _ = api.reload();
+        Ok(api)
+    }
+
+    /// As [`Self::new`], but without what stands in files: for that [`Self::reload`] is called.
+    ///
+    /// # Errors
+    /// When there is no URL, or URL or proxy cannot be used.
+    pub fn unread(settings: &ManagerApiSettings) -> Result<Self, ManagerApiError> {
         let base = settings.url.as_deref().ok_or(ManagerApiError::NoUrl)?.trim_end_matches('/');
         let parse = |path: &str| Url::parse(&format!("{base}{path}")).map_err(|_| ManagerApiError::Url);
         // Alone first: with a path behind it, `http://` would take the path's beginning for a host.

@@ -35,14 +35,14 @@ struct Open {
 }
 
 impl Connection {
-    /// A connection for these settings and this target. Without authorities it is missing until [`Self::reload`] succeeds.
+    /// A connection for these settings and this target, missing until [`Self::reload`] succeeds.
     ///
     /// # Errors
     /// When the proxy cannot be used.
     pub(super) fn new(settings: &ManagerApiSettings, target: Url) -> Result<Self, ManagerApiError> {
         settings.proxy.as_deref().map(proxy_at).transpose()?;
-        let open = RwLock::new(open(settings, &target).map_err(|error| error.to_string()));
-        Ok(Self { settings: settings.clone(), target, open })
+        let unread = "the file of the authorities does not answer".to_owned();
+        Ok(Self { settings: settings.clone(), target, open: RwLock::new(Err(unread)) })
     }
 
     /// Whether its authorities come from a file of their own.

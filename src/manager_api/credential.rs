@@ -15,10 +15,9 @@ pub(super) struct Credential {
 }
 
 impl Credential {
-    /// A credential, read at once; one that cannot be read is missing until [`Self::reload`] succeeds.
+    /// A credential, missing until [`Self::reload`] succeeds.
     pub(super) fn new(source: Option<SecretSource>) -> Self {
-        let header = RwLock::new(header(source.as_ref()));
-        Self { source, header }
+        Self { source, header: RwLock::new(Err("its file does not answer".to_owned())) }
     }
 
     /// `Authorization: Bearer …`, or why there is none, for the operator.
@@ -79,6 +78,12 @@ mod tests {
     use super::*;
     use crate::config::Secret;
 
+    fn read(source: SecretSource) -> Credential {
+        let credential = Credential::new(Some(source));
+        let _ = credential.reload();
+        credential
+    }
+
     fn sent(credential: &Credential) -> Option<String> {
         credential.header().ok().map(|header| header.to_str().unwrap().to_owned())
     }
@@ -87,7 +92,7 @@ mod tests {
     fn a_rotated_secret_is_used_after_it_is_read_again() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
-        let credential = Credential::new(Some(SecretSource::File(path.clone())));
+        let credential = read(SecretSource::File(path.clone()));
         assert!(credential.header().unwrap_err().contains("secret"));
         assert!(credential.reload().is_err());
         std::fs::write(&path, "first\n").unwrap();
@@ -105,7 +110,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
         std::fs::write(&path, "good").unwrap();
-        let credential = Credential::new(Some(SecretSource::Credential(path.clone())));
+        let credential = read(SecretSource::Credential(path.clone()));
         for bad in [&b""[..], b" \n", b"\xff", b"a\nb", &[b'x'; 5000]] {
             std::fs::write(&path, bad).unwrap();
             assert!(credential.reload().is_err(), "{bad:?}");
@@ -118,9 +123,9 @@ mod tests {
 
     #[test]
     fn no_reason_holds_the_secret() {
-        let credential = Credential::new(Some(SecretSource::Inline(Secret::new("hunter\n2".to_owned()))));
+        let credential = read(SecretSource::Inline(Secret::new("hunter\n2".to_owned())));
         assert!(!credential.header().unwrap_err().contains("hunter"));
-        let shown = format!("{:?}", Credential::new(Some(SecretSource::Inline(Secret::new("hunter2".to_owned())))).header());
+        let shown = format!("{:?}", read(SecretSource::Inline(Secret::new("hunter2".to_owned()))).header());
         assert!(!shown.contains("hunter"), "{shown}");
     }
 }
