@@ -82,6 +82,8 @@ impl Said {
     fn lines(&self, word: &str, place: &Place) -> Vec<String> {
         let directory = format!("{}/", place.directory.path().display());
         let lines = self.err.lines().filter_map(|line| line.strip_prefix(word)?.strip_prefix(": "));
+        // The place itself is a temporary one.
+        let lines = lines.filter(|line| !line.contains("will not last"));
         lines.map(|line| line.replace(&directory, "")).collect()
     }
 }
@@ -128,7 +130,8 @@ fn effective_settings_come_with_their_origin_and_without_the_secret() {
         .variable("CHAT_HISTORYD__LOG__LEVEL", "warn");
     let file = place.file("c.toml", "[manager_api]\nurl = \"http://127.0.0.1:8080/toy/\"\n");
     let said = place.check(&["--config", file.to_str().unwrap(), "--log-level", "debug"]);
-    assert_eq!((said.code, said.err.as_str()), (Some(0), ""));
+    let nothing = Vec::<String>::new();
+    assert_eq!((said.code, said.lines("error", &place), said.lines("warning", &place)), (Some(0), nothing.clone(), nothing));
     let origin = |line: &str| {
         let found =
             said.out.lines().find(|printed| printed.starts_with(line)).unwrap_or_else(|| panic!("no {line} in {}", said.out));
@@ -172,6 +175,18 @@ fn missing_files_are_only_warned_of() {
         "c.toml:2: manager_api.url: has no path — the Manager API usually lives under /toy or /xiaozhi: add that"
     );
     assert!(warnings[1].starts_with("c.toml:3: manager_api.secret_file: the secret cannot be read from no/secret: No such file"));
+}
+
+#[test]
+fn a_history_that_would_be_swept_away_is_only_warned_of() {
+    let place = Place::new();
+    let said = place.check_file("[store]\ndirectory = \"/var/tmp/history\"\n[backup]\ndirectory = \"/dev/shm/backup\"\n");
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    for (line, key) in [(2, "store.directory"), (4, "backup.directory")] {
+        let of_it = |said: &&str| said.contains(&format!("c.toml:{line}: {key}: ")) && said.contains("will not last");
+        let told: Vec<_> = said.err.lines().filter(of_it).collect();
+        assert!(matches!(*told, [told] if told.starts_with("warning: ") && told.contains("like /var/lib/")), "{}", said.err);
+    }
 }
 
 #[test]

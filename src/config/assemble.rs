@@ -139,6 +139,7 @@ pub(super) fn settings(read: &mut Reader, settings: &mut Settings, environment: 
     read.read("log.level", &mut log.level, |raw| parse::word(raw, LogLevel::WORDS));
     read.read("log.format", &mut log.format, |raw| parse::word(raw, LogFormat::WORDS));
 
+    fleeting_places(read, store, backup);
     contradictions(read, settings);
 }
 
@@ -178,6 +179,28 @@ fn secret(read: &mut Reader, manager_api: &mut ManagerApiSettings, environment: 
 /// A unit's fallback for a credential that does not exist is a blank one (`SetCredential=`): it counts as none.
 fn is_blank(file: &std::path::Path) -> bool {
     matches!(SecretSource::Credential(file.to_owned()).read(), Err(SecretError::Unusable { reason: InvalidSecret::Empty, .. }))
+}
+
+/// Where nothing lasts: kept in memory, swept at a boot or when it is old, or a service's own and gone with it.
+const FLEETING: [&str; 5] = ["/tmp", "/var/tmp", "/dev/shm", "/run", "/var/run"];
+
+/// History in a place that does not keep it: it would be lost later, without a word.
+fn fleeting_places(read: &mut Reader, store: &StoreSettings, backup: &BackupSettings) {
+    let mut look = |key: &'static str, directory: &PathBuf, lasting: &str| {
+        if let Some(place) = FLEETING.into_iter().find(|place| directory.starts_with(place)) {
+            let message = format!(
+                "{} will not last: what is below {place} is swept when it is old or at a boot, and in a unit with PrivateTmp= or \
+                 RuntimeDirectory= as soon as the service stops",
+                directory.display()
+            );
+            read.warn(key, message, format!("set it to a directory on disk, like {lasting}"));
+        }
+    };
+    look("store.directory", &store.directory, "/var/lib/chat-historyd");
+    // One that only follows the store was told of with it.
+    if backup.enabled && !backup.directory.starts_with(&store.directory) {
+        look("backup.directory", &backup.directory, "/var/lib/chat-historyd/backup");
+    }
 }
 
 /// Settings that are fine alone and not together.

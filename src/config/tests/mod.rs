@@ -305,6 +305,25 @@ fn doubtful_settings_are_warned_of() {
 }
 
 #[test]
+fn a_history_where_nothing_lasts_is_warned_of() {
+    let warned = |store: &str, backup: &str| {
+        let url = "[manager_api]\nurl = 'http://h/toy'\nsecret = 's'\n";
+        let (_directory, sources) = sources(Some(&format!("[store]\ndirectory = '{store}'\n[backup]\n{backup}\n{url}")), &[]);
+        let warnings = load(&sources).unwrap().warnings.into_iter().filter(|warning| warning.message.contains("will not last"));
+        warnings.map(|warning| (warning.place.rsplit(':').next().unwrap_or_default().to_owned(), warning.key)).collect::<Vec<_>>()
+    };
+    for place in ["/tmp", "/tmp/store", "/var/tmp/x/y", "/dev/shm/x", "/run/chat-historyd", "/var/run/x"] {
+        assert_eq!(warned(place, ""), [("2".to_owned(), "store.directory".to_owned())], "{place}");
+        let elsewhere = format!("directory = '{place}'");
+        assert_eq!(warned("/srv/history", &elsewhere), [("4".to_owned(), "backup.directory".to_owned())], "{place}");
+        assert_eq!(warned("/srv/history", &format!("{elsewhere}\nenabled = false")), [], "{place}: none is written");
+    }
+    for place in ["/var/lib/chat-historyd", "/tmpfoo", "/srv/tmp", "/var/runner"] {
+        assert_eq!(warned(place, ""), [], "{place}");
+    }
+}
+
+#[test]
 fn an_address_loses_its_trailing_slash() {
     for (given, kept) in
         [("http://h/toy/", "http://h/toy"), ("https://H:8443/xiaozhi", "https://h:8443/xiaozhi"), ("http://h/", "http://h")]
