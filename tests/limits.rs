@@ -215,6 +215,29 @@ fn a_log_that_is_carried_over_at_the_descriptor_limit_is_no_failure_of_the_store
     oracle.check(&daemon, &api);
 }
 
+/// What a producer wrote before the stop is taken in, though there is a descriptor for it only when others are gone.
+#[test]
+fn who_waits_for_a_descriptor_at_a_stop_is_read_all_the_same() {
+    const CROWD: usize = 200;
+    let mut daemon = Daemon::builder().start();
+    let mut idle = Agent::connect(&daemon);
+    assert!(idle.is_answered());
+    assert!(allow_descriptors(daemon.pid(), 64), "prlimit lowers a limit anywhere");
+    let crowd: Vec<UnixStream> = (0..CROWD)
+        .map(|index| {
+            let mut stream = UnixStream::connect(daemon.socket()).expect("queued by the kernel");
+            let line = json!({ "mac_address": MAC, "session_id": format!("s{index}"), "chat_type": 1, "content": "Hello" });
+            writeln!(stream, "{line}").unwrap();
+            stream
+        })
+        .collect();
+    soon("the limit is reached", || daemon.log().contains("connections cannot be accepted for now"));
+    assert!(daemon.term(SOON).success());
+    drop(crowd);
+    daemon.start();
+    assert_eq!(daemon.metric("pending"), CROWD as u64, "{}", daemon.log());
+}
+
 #[test]
 fn slowloris() {
     const SLOW: usize = 500;

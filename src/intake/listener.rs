@@ -8,6 +8,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -27,6 +28,9 @@ const QUEUE: usize = 4096;
 
 /// How long clients have after `draining` until their connections are cut.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// How often a drain looks whether a descriptor is free for the next in the queue.
+const ROOM_EVERY: Duration = Duration::from_millis(10);
 
 /// The listener and its connections. The runtime's own would close a connection that the kernel does not let it listen to.
 pub struct Listener {
@@ -104,9 +108,7 @@ impl Listener {
 
     /// Out of descriptors or memory: waiting helps, spinning does not.
     async fn back_off(&self, error: &io::Error, pause: &mut Duration, stop: &CancellationToken) {
-        let transient =
-            matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock);
-        if transient {
+        if is_passing(error) || error.kind() == io::ErrorKind::WouldBlock {
             return;
         }
         if *pause == PAUSE.0 {
@@ -124,12 +126,7 @@ impl Listener {
         // The path goes first: who still found it stands in the queue and is welcomed, who comes later finds nobody. A
         // supervisor's path stays, and with it its queue, which the next daemon may work off as well as this one.
         drop(path);
-        // The kernel itself is asked: the runtime may not have heard yet of who came last. No more than may stand there: a
-        // supervisor's queue fills again as fast as somebody connects.
-        for _ in 0..QUEUE {
-            let Ok((stream, _)) = socket.get_ref().accept() else { break };
-            welcome(&around, &connections, &mut refused, stream);
-        }
+        empty_queue(socket.get_ref(), &around, &connections, &mut refused).await;
         drop(socket);
         around.draining.cancel();
         connections.close();
@@ -139,6 +136,38 @@ impl Listener {
             connections.wait().await;
         }
     }
+}
+
+/// Welcomes who stands in the kernel's queue: no more than may stand there, for a supervisor's fills again as fast as
+/// somebody connects.
+async fn empty_queue(socket: &UnixListener, around: &Surroundings, connections: &TaskTracker, refused: &mut Refused) {
+    let time_is_up = Instant::now() + DRAIN;
+    let mut welcomed = 0;
+    while welcomed < QUEUE {
+        // The kernel itself is asked: the runtime may not have heard yet of who came last.
+        match socket.accept() {
+            Ok((stream, _)) => {
+                welcome(around, connections, refused, stream);
+                welcomed += 1;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) if is_passing(&error) => {}
+            Err(error) if Instant::now() >= time_is_up => {
+                warn!(%error, "connections that wait could not be accepted: what they wrote was not taken in (raise LimitNOFILE=)");
+                return;
+            }
+            // No descriptor is left. Those who are here are read to their end now, and each leaves one.
+            Err(_) => {
+                around.draining.cancel();
+                tokio::time::sleep(ROOM_EVERY).await;
+            }
+        }
+    }
+}
+
+/// The kernel has something to say of one connection; the next may be accepted at once.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
 }
 
 fn welcome(around: &Surroundings, connections: &TaskTracker, refused: &mut Refused, stream: UnixStream) {
