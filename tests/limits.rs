@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::clock;
+use crate::support::daemon::binary;
 use crate::support::disk::{Injection, strace_works};
 use crate::support::eventually::{SOON, always};
 use crate::support::oracle::check_fresh;
@@ -213,6 +214,29 @@ fn a_log_that_is_carried_over_at_the_descriptor_limit_is_no_failure_of_the_store
     let mut oracle = Oracle::default();
     oracle.owe(&producer);
     oracle.check(&daemon, &api);
+}
+
+#[test]
+fn more_connections_than_the_process_may_have_descriptors_are_warned_of_with_the_number_that_fits() {
+    let limited = |most: u64| vec!["prlimit".to_owned(), format!("--nofile=64:{most}")];
+    let told =
+        |said: &str| said.lines().filter(|line| line.contains("connections do not fit")).map(str::to_owned).collect::<Vec<_>>();
+    // 1 000 connections, 10 requests there and back, and what the daemon needs itself.
+    for (most, fit) in [(1_147, Some("so 999 do")), (1_148, None)] {
+        let settings = Daemon::builder().set("socket.max_connections", "1000").set("upload.concurrency", "10");
+        let daemon = settings.wrapper(&limited(most)).start();
+        let mut check = Command::new("prlimit");
+        check.args(&limited(most)[1..]).arg(binary()).args(["--check-config", "--config"]).arg(daemon.config());
+        let checked = check.output().unwrap();
+        assert!(checked.status.success());
+        for said in [daemon.log(), String::from_utf8(checked.stderr).unwrap()] {
+            let told = told(&said);
+            let named = |line: &String, words: &str| {
+                line.contains("socket.max_connections: 1000 ") && line.contains(words) && line.contains("raise the limit to 1148")
+            };
+            assert!(fit.map_or(told.is_empty(), |words| told.len() == 1 && named(&told[0], words)), "{most}: {said}");
+        }
+    }
 }
 
 /// What a producer wrote before the stop is taken in, though there is a descriptor for it only when others are gone.

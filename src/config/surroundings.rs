@@ -5,6 +5,8 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
+
 use super::Purpose;
 use super::layers::Origin;
 use super::reader::Reader;
@@ -20,6 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What helps against a file that does not answer.
 const LOOK_AT_THE_MOUNT: &str = "look at the file system it is on (dmesg), or keep the file on a disk of this machine";
+
+/// Descriptors that the daemon needs beside connections of producers and reports, rounded up: store and readers, threads, the
+/// log, 16 status connections and 32 of the HTTP face.
+const DESCRIPTORS_OF_ITS_OWN: u64 = 128;
 
 /// Looks whether what the settings name is there. To serve it must be, but for what only delivery needs, the secret and the
 /// authorities, which are read again at every knock; to look it is only said.
@@ -68,6 +74,11 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
     {
         missing.push(("socket.group", format!("there is no group {group:?}"), "create it (groupadd) or name another".to_owned()));
     }
+    if let Ok((_, limit)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Some((message, hint)) = too_many_connections(settings, limit)
+    {
+        reader.warn("socket.max_connections", message, hint);
+    }
     let late = late.into_iter().map(|found| (found, purpose == Purpose::Reload));
     let missing = missing.into_iter().map(|found| (found, purpose != Purpose::Look));
     for ((key, message, hint), is_problem) in late.chain(missing) {
@@ -77,6 +88,22 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
             reader.warn(key, message, hint);
         }
     }
+}
+
+/// Whether a process that may open so many descriptors (the hard limit, to which a start raises its own) has one for each
+/// connection; if not, what to say, and what helps.
+fn too_many_connections(settings: &Settings, limit: u64) -> Option<(String, String)> {
+    let needed_otherwise = DESCRIPTORS_OF_ITS_OWN + 2 * settings.upload.concurrency as u64;
+    let fit = limit.saturating_sub(needed_otherwise);
+    let wanted = settings.socket.max_connections as u64;
+    (wanted > fit).then(|| {
+        let message = format!("{wanted} connections do not fit: a process started from here may open {limit} files, so {fit} do");
+        let needed = wanted + needed_otherwise;
+        (
+            message,
+            format!("raise the limit to {needed} (LimitNOFILE= in the unit, --ulimit of a container), or lower the setting"),
+        )
+    })
 }
 
 /// Whether a file holds certificates, as far as can be told without using it.
