@@ -1,11 +1,12 @@
 //! Finding what was said: in every script, before and after it is indexed, with and without a daemon.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::support::history::{CONVERSATION, MAC, OTHER_MAC, bytes_are_in, converse, fill, json_of, refusal, run, text};
-use crate::support::{Daemon, ManagerApi, Variant, clock, soon};
+use crate::support::{Agent, Daemon, ManagerApi, Variant, clock, soon};
 
 const IN_TIME: Duration = Duration::from_secs(20);
 
@@ -149,6 +150,60 @@ fn a_damaged_index_is_made_anew_and_never_in_the_way() {
     converse(&daemon, OTHER_MAC, "t");
     soon("all is indexed again", || watermark(&daemon) >= 16);
     assert_eq!(found(&daemon, &["goodbye"]).len(), 2);
+}
+
+fn put(from: &Path, to: &Path) {
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(to.join(format!("history.db{suffix}")));
+    }
+    std::fs::copy(from.join("history.db"), to.join("history.db")).expect("a copy");
+}
+
+#[test]
+fn what_is_said_after_an_older_store_was_put_back_is_found_and_indexed() {
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "kept");
+    assert!(daemon.term(IN_TIME).success());
+    let copy = daemon.directory().join("copy");
+    std::fs::create_dir(&copy).expect("a directory");
+    put(&daemon.store(), &copy);
+    daemon.start();
+    converse(&daemon, MAC, "lost");
+    soon("all is indexed", || watermark(&daemon) >= 16);
+    assert!(daemon.term(IN_TIME).success());
+    put(&copy, &daemon.store());
+    // The index has words of rows that are not there any more.
+    check_every_script(&daemon);
+    daemon.start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "after");
+    agent.say(1, "A Pumpkin, after all");
+    agent.end();
+    agent.flush("durable");
+    let pumpkin = ["A Pumpkin, after all"];
+    assert_eq!(found(&daemon, &["pumpkin"]), pumpkin);
+    soon("it is indexed", || bytes_are_in(&daemon.store(), "a pumpkin after all"));
+    assert_eq!(found(&daemon, &["pumpkin"]), pumpkin);
+    assert_eq!(found(&daemon, &["goodbye"]).len(), 1);
+    // And the copy went on without its index: as many rows, others.
+    converse(&daemon, OTHER_MAC, "more");
+    soon("all is indexed", || watermark(&daemon) >= 17);
+    assert!(daemon.term(IN_TIME).success());
+    let ahead = daemon.directory().join("ahead");
+    std::fs::create_dir(&ahead).expect("a directory");
+    put(&daemon.store(), &ahead);
+    std::fs::rename(daemon.store().join("search.db"), ahead.join("search.db")).expect("the index");
+    put(&copy, &daemon.store());
+    daemon.start();
+    converse(&daemon, OTHER_MAC, "others");
+    converse(&daemon, OTHER_MAC, "and more");
+    assert!(daemon.term(IN_TIME).success());
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(daemon.store().join(format!("search.db{suffix}")));
+    }
+    std::fs::rename(ahead.join("search.db"), daemon.store().join("search.db")).expect("the index");
+    assert_eq!(found(&daemon, &["goodbye", "--session", "others"]).len(), 1);
+    assert_eq!(found(&daemon, &["pumpkin"]).len(), 0);
 }
 
 #[test]

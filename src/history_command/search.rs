@@ -73,7 +73,7 @@ struct Search {
 
 impl Search {
     fn run(&mut self, index: &SearchIndex, out: &mut dyn Write) -> Result<(), Failure> {
-        let reader = index.read();
+        let reader = index.read(&self.archive);
         let watermark = reader.as_ref().map_or(RowId(0), |reader| reader.watermark);
         // What is not indexed yet is the youngest.
         self.read_all(RowId(i64::MAX), watermark, out)?;

@@ -16,7 +16,8 @@ use super::record::{SessionSnapshot, TranscriptMessage};
 use super::rows::{self, cached};
 use super::schema;
 use super::types::{RowId, SessionKey};
-use super::{reads, record};
+use super::writer::NextIds;
+use super::{checksum, reads, record};
 use crate::protocol::UnixMillis;
 
 /// The archive cannot be read.
@@ -66,6 +67,14 @@ pub struct SessionEntry {
     pub rejected: u64,
     /// Kept here, never sent.
     pub kept: u64,
+}
+
+/// The text of a message, and the checksum of its row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Content {
+    pub text: String,
+    pub crc: u32,
 }
 
 /// Which sessions are asked for.
@@ -206,12 +215,12 @@ impl Archive {
         Ok(page.into_iter().next().filter(|message| message.row == row).map(|message| (session, message)))
     }
 
-    /// Texts of the rows after `after`, at most `limit`, fewer where they are long; none for a row whose checksum fails. Empty
-    /// at the end.
+    /// Texts of the rows after `after` with the checksums of the rows, at most `limit`, fewer where they are long; none for a
+    /// row whose checksum fails. Empty at the end.
     ///
     /// # Errors
     /// When the archive cannot be read.
-    pub fn contents(&self, after: RowId, limit: usize) -> Result<Vec<(RowId, Option<String>)>, ArchiveError> {
+    pub fn contents(&self, after: RowId, limit: usize) -> Result<Vec<(RowId, Option<Content>)>, ArchiveError> {
         self.read(|connection| {
             let columns = rows::MESSAGE_COLUMNS;
             let mut statement =
@@ -224,9 +233,38 @@ impl Archive {
                 if bytes > reads::PAGE_BYTES && !contents.is_empty() {
                     break;
                 }
-                contents.push((stored.id, stored.sound.map(|fields| fields.content.to_owned())));
+                contents.push((
+                    stored.id,
+                    stored.sound.map(|fields| Content { text: fields.content.to_owned(), crc: checksum::of_message(&fields) }),
+                ));
             }
             Ok(contents)
+        })
+    }
+
+    /// The checksum that stands in a row; `None` when there is no such row, or none in it.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub fn checksum(&self, row: RowId) -> Result<Option<u32>, ArchiveError> {
+        self.read(|connection| {
+            let crc: Option<i64> =
+                cached(connection, "SELECT crc FROM messages WHERE id = ?1")?.query_row([row.0], |row| row.get(0)).optional()?;
+            Ok(crc.and_then(|crc| u32::try_from(crc).ok()))
+        })
+    }
+
+    /// Whether this store has ever given out the id of this row, or a higher one.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub fn has_given_out(&self, row: RowId) -> Result<bool, ArchiveError> {
+        self.read(|connection| {
+            let mut stands = cached(connection, "SELECT EXISTS (SELECT 1 FROM messages WHERE id >= ?1)")?;
+            if stands.query_row([row.0], |row| row.get(0))? {
+                return Ok(true);
+            }
+            Ok(NextIds::read(connection)?.is_some_and(|next| next.row > row.0))
         })
     }
 

@@ -1,7 +1,8 @@
 //! The index of words: an FTS5 table in `search.db` beside the store, fed up to a watermark.
 //!
 //! Promises: what leaves the store leaves the index, and is overwritten in its file; a damaged index is deleted and
-//! made anew, and so is one with something else in place of a file: a symlink is never followed. Only one hand in a process changes it at a time, and only that of the store's owner does.
+//! made anew, and so are one of another store (an older copy that was put back, too) and one with something else in place
+//! of a file: a symlink is never followed. Only one hand in a process changes it at a time, and only that of the store's owner does.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,13 +30,16 @@ const QUIET: Duration = Duration::from_secs(2);
 /// In a store that is never quiet, rows wait no longer than this.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// `crc` is the checksum of the row in the store: it covers all of the row, its id and its UUID included.
 const SCHEMA: &str = "
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 INSERT INTO state VALUES ('watermark', 0);
-CREATE VIRTUAL TABLE words USING fts5(text, tokenize = \"unicode61 remove_diacritics 0 categories 'L* M* N* Co'\");
+CREATE VIRTUAL TABLE words USING fts5(text, crc UNINDEXED, tokenize = \"unicode61 remove_diacritics 0 categories 'L* M* N* Co'\");
 INSERT INTO words (words, rank) VALUES ('secure-delete', 1);
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 ";
+/// The version of [`SCHEMA`]; an index of any other is made anew.
+const VERSION: i32 = 2;
 
 /// The index cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +144,7 @@ impl SearchIndex {
     fn change<T>(&self, work: impl FnOnce(&Connection, &Archive) -> Result<T, IndexError>) -> Result<T, IndexError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let archive = Archive::open(&self.directory)?;
-        let result = self.open().map_err(IndexError::from).and_then(|connection| work(&connection, &archive));
+        let result = self.open_for(&archive).and_then(|connection| work(&connection, &archive));
         if let Err(IndexError::Index(error)) = &result
             && matches!(
                 error.sqlite_error_code(),
@@ -150,6 +154,19 @@ impl SearchIndex {
             self.remove();
         }
         result
+    }
+
+    /// The index of the store that is there now.
+    fn open_for(&self, archive: &Archive) -> Result<Connection, IndexError> {
+        let connection = self.open()?;
+        let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if version == VERSION && is_of(&connection, archive)? {
+            return Ok(connection);
+        }
+        drop(connection);
+        tracing::info!("the search index is of another store, or of another version: it is made anew");
+        self.remove();
+        Ok(self.open()?)
     }
 
     fn open(&self) -> rusqlite::Result<Connection> {
@@ -176,14 +193,15 @@ impl SearchIndex {
         Ok(connection)
     }
 
-    /// For a reader: the index and its watermark; `None` when there is none, or none that can be used.
+    /// For a reader: the index of this store and its watermark; `None` when there is none, or none that can be used.
     #[must_use]
-    pub fn read(&self) -> Option<Reader> {
+    pub fn read(&self, archive: &Archive) -> Option<Reader> {
         let path = self.path();
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
         let connection = Connection::open_with_flags(path, flags).ok()?;
         connection.busy_timeout(Duration::from_secs(2)).ok()?;
         let watermark = watermark(&connection).ok()?;
+        is_of(&connection, archive).ok()?.then_some(())?;
         Some(Reader { connection, watermark })
     }
 
@@ -225,6 +243,32 @@ impl SearchIndex {
     }
 }
 
+/// Whether this is the index of that store as it is now. Rows are numbered upwards and no number is given out twice, so the
+/// youngest indexed row that the store still has tells: in another store, or in an older copy that has gone on since, it is
+/// another row.
+fn is_of(connection: &Connection, archive: &Archive) -> Result<bool, IndexError> {
+    let watermark = watermark(connection)?;
+    if !archive.has_given_out(watermark)? {
+        return Ok(false);
+    }
+    let mut before = i64::MAX;
+    loop {
+        let rows: Vec<(i64, u32)> = connection
+            .prepare_cached("SELECT rowid, crc FROM words WHERE rowid < ?1 ORDER BY rowid DESC LIMIT ?2")?
+            .query_map((before, i64::try_from(STEP_ROWS).unwrap_or(i64::MAX)), |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        let Some((last, _)) = rows.last() else { break };
+        before = *last;
+        for (row, crc) in rows {
+            if let Some(stored) = archive.checksum(RowId(row))? {
+                return Ok(stored == crc);
+            }
+        }
+    }
+    // Nothing that is indexed is there any more: then nothing that is there may count as indexed.
+    Ok(archive.rows_before(RowId(watermark.0.saturating_add(1)), RowId(0), 1)?.is_empty())
+}
+
 /// Answers whether it is empty: not while somebody reads it.
 fn empty_log(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map(|busy: i64| busy == 0)
@@ -232,7 +276,7 @@ fn empty_log(connection: &Connection) -> rusqlite::Result<bool> {
 
 /// Feeds at most so many rows in an open transaction; answers how many.
 fn feed_rows(connection: &Connection, archive: &Archive, limit: usize) -> Result<usize, IndexError> {
-    let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO words (rowid, text) VALUES (?1, ?2)")?;
+    let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO words (rowid, text, crc) VALUES (?1, ?2, ?3)")?;
     let (mut fed, mut last) = (0, watermark(connection)?);
     while fed < limit {
         let rows = archive.contents(last, STEP_ROWS.min(limit - fed))?;
@@ -240,7 +284,7 @@ fn feed_rows(connection: &Connection, archive: &Archive, limit: usize) -> Result
         (last, fed) = (*newest, fed + rows.len());
         for (row, content) in rows {
             if let Some(content) = content {
-                insert.execute((row.0, indexed(&content)))?;
+                insert.execute((row.0, indexed(&content.text), content.crc))?;
             }
         }
     }

@@ -289,7 +289,7 @@ async fn a_page_of_long_messages_weighs_no_more_than_one_of_short_ones_and_none_
     after = Some(RowId(0));
     while let Some(row) = after {
         let page = archive.contents(row, 200).unwrap().into_iter();
-        after = check(page.map(|(row, content)| (row, content.map_or(0, |content| content.len()))).collect(), &mut texts);
+        after = check(page.map(|(row, content)| (row, content.map_or(0, |content| content.text.len()))).collect(), &mut texts);
     }
     assert_eq!((in_store, in_archive, texts), (12, 12, 12));
 }
