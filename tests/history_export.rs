@@ -1,7 +1,7 @@
 //! Exports: every format from a real conversation in several scripts, whole or not there.
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -160,6 +160,57 @@ fn a_file_appears_whole_private_and_replaces_the_old_one() {
     assert_eq!(written["sessions"].as_array().expect("sessions").len(), 2);
     assert_eq!(file.metadata().expect("the file").permissions().mode() & 0o777, 0o600);
     assert_eq!(text(&daemon, &["history", "export", "-o", "/dev/null"]), "");
+}
+
+#[test]
+fn an_export_goes_through_ones_own_link_and_into_what_the_shell_opened() {
+    let daemon = daemon();
+    std::fs::create_dir(daemon.directory().join("elsewhere")).expect("a directory");
+    symlink("elsewhere/out.json", daemon.directory().join("link.json")).expect("a link");
+    for _ in 0..2 {
+        text(&daemon, &["history", "export", "-o", "link.json"]);
+    }
+    let written = std::fs::read(daemon.directory().join("elsewhere/out.json")).expect("the target");
+    assert!(serde_json::from_slice::<Value>(&written).is_ok());
+    assert!(daemon.directory().join("link.json").is_symlink());
+    // Into a pipe, and behind what stands in a file already.
+    assert!(text(&daemon, &["history", "export", "--format", "markdown", "-o", "/dev/stdout"]).starts_with("# Conversations"));
+    let file = daemon.directory().join("shell.md");
+    std::fs::write(&file, "before\n").expect("a file");
+    let opened = std::fs::OpenOptions::new().append(true).open(&file).expect("the file");
+    let words = ["history", "export", "--format", "markdown", "-o", "/dev/stdout"];
+    assert!(command(&daemon, &words).stdout(opened).status().expect("it runs").success());
+    let shell = std::fs::read_to_string(&file).expect("the file");
+    assert!(shell.starts_with("before\n# Conversations") && shell.contains("Goodbye"), "{shell}");
+}
+
+#[test]
+fn a_link_or_a_pipe_that_somebody_else_put_there_is_not_followed() {
+    let daemon = daemon();
+    let shared = daemon.directory().join("shared");
+    std::fs::create_dir(&shared).expect("a directory");
+    std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(0o1777)).expect("it is ours");
+    let victim = daemon.directory().join("victim");
+    std::fs::write(&victim, "precious").expect("a file");
+    symlink(&victim, shared.join("planted.json")).expect("a link");
+    symlink("planted.json", shared.join("own.json")).expect("a link");
+    assert!(Command::new("mkfifo").arg(shared.join("pipe")).status().expect("it runs").success());
+    for name in ["planted.json", "pipe"] {
+        if std::os::unix::fs::lchown(shared.join(name), Some(65534), Some(65534)).is_err() {
+            return crate::support::skipped("only root can be somebody else here");
+        }
+    }
+    for (name, what) in [("planted.json", "symbolic link"), ("own.json", "symbolic link")] {
+        let said = refusal(&daemon, &["history", "export", "-o", &format!("shared/{name}")], 73);
+        let expected = format!("cannot write shared/{name}: the {what} ");
+        assert!(
+            said.contains(&expected) && said.contains("belongs to user 65534") && said.contains("name another file"),
+            "{said}"
+        );
+    }
+    assert!(refusal(&daemon, &["history", "export", "-o", "shared/pipe"], 73).contains("named pipe"));
+    assert_eq!(std::fs::read_to_string(&victim).expect("the file"), "precious");
+    assert_eq!(std::fs::read_dir(&shared).expect("the directory").count(), 3);
 }
 
 #[test]

@@ -1,9 +1,11 @@
-//! Where an export goes: standard output, or a file that is whole or not there.
+//! Where an export goes: a stream, or a file that is whole or not there.
 //!
 //! Promises: the file is written without a name beside its place and gets its name when it is complete and on disk, so a
 //! failure or a kill in the middle leaves nothing, and an older file of that name stays until then. It is 0600. Where the
 //! file system knows no nameless files (NFS, some FUSE), a kill leaves `.chat-historyd-….tmp`; a failure does not.
-//! Refuses: to write over a directory.
+//! Refuses: to write over a directory, and to follow what others may have put at the place (`place`).
+
+mod place;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -14,6 +16,8 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::unistd::linkat;
 use uuid::Uuid;
+
+use self::place::Place;
 
 /// An export cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,62 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// An output under way.
+#[derive(Debug)]
+pub enum Output {
+    /// Into a pipe or a device.
+    Stream {
+        /// What is not written yet.
+        out: BufWriter<File>,
+        /// As it was named, for messages.
+        named: PathBuf,
+    },
+    /// Into a file.
+    File(AtomicFile),
+}
+
+impl Output {
+    /// Begins the output to `path`; through a symbolic link that may be trusted, to its target.
+    ///
+    /// # Errors
+    /// When it cannot be written there, or somebody else put a link or a pipe there.
+    pub fn begin(path: &Path) -> Result<Self, OutputError> {
+        let named = path.to_path_buf();
+        match Place::of(path) {
+            Ok(Place::Stream(file)) => Ok(Self::Stream { out: BufWriter::with_capacity(1 << 16, file), named }),
+            Ok(Place::File(place)) => AtomicFile::begin(named, place).map(Self::File),
+            Err(source) => Err(OutputError { path: named, source }),
+        }
+    }
+
+    /// Ends it; a file is put in place, durably.
+    ///
+    /// # Errors
+    /// When it cannot be completed; the file that stood there before still stands.
+    pub fn commit(self) -> Result<(), OutputError> {
+        match self {
+            Self::Stream { mut out, named } => out.flush().map_err(|source| OutputError { path: named, source }),
+            Self::File(file) => file.commit(),
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Stream { out, .. } => out.write(bytes),
+            Self::File(file) => file.out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Stream { out, .. } => out.flush(),
+            Self::File(file) => file.out.flush(),
+        }
+    }
+}
+
 /// A file under way. Dropped before [`Self::commit`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct AtomicFile {
@@ -47,16 +107,9 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins the file that is to stand at `path`; through a symbolic link, at its target.
-    ///
-    /// # Errors
-    /// When it cannot be written there.
-    pub fn begin(path: &Path) -> Result<Self, OutputError> {
-        let failed = |source| OutputError { path: path.to_path_buf(), source };
-        let place = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-        if place.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
+    /// Begins the file that is to stand at `place`.
+    fn begin(named: PathBuf, place: PathBuf) -> Result<Self, OutputError> {
+        let failed = |source| OutputError { path: named.clone(), source };
         let directory = match place.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
             _ => PathBuf::from("."),
@@ -71,14 +124,10 @@ impl AtomicFile {
                 (file, Some(name))
             }
         };
-        Ok(Self { out: BufWriter::with_capacity(1 << 16, file), named: path.to_path_buf(), place, directory, temporary })
+        Ok(Self { out: BufWriter::with_capacity(1 << 16, file), named, place, directory, temporary })
     }
 
-    /// Puts the file in place, durably.
-    ///
-    /// # Errors
-    /// When it cannot be completed; what stood there before still stands.
-    pub fn commit(mut self) -> Result<(), OutputError> {
+    fn commit(mut self) -> Result<(), OutputError> {
         self.finish().map_err(|source| OutputError { path: self.named.clone(), source })
     }
 
@@ -104,16 +153,6 @@ fn temporary_name() -> String {
     format!(".chat-historyd-{}.tmp", Uuid::now_v7().simple())
 }
 
-impl Write for AtomicFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         if let Some(name) = self.temporary.take() {
@@ -134,7 +173,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("export.csv");
         std::fs::write(&path, "old").unwrap();
-        let mut file = AtomicFile::begin(&path).unwrap();
+        let mut file = Output::begin(&path).unwrap();
         file.write_all(b"new").unwrap();
         file.flush().unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
@@ -147,7 +186,7 @@ mod tests {
     #[test]
     fn a_file_given_up_leaves_nothing() {
         let directory = tempfile::tempdir().unwrap();
-        let mut file = AtomicFile::begin(&directory.path().join("export.csv")).unwrap();
+        let mut file = Output::begin(&directory.path().join("export.csv")).unwrap();
         file.write_all(b"half").unwrap();
         drop(file);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -156,9 +195,9 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_said_with_a_remedy() {
         let directory = tempfile::tempdir().unwrap();
-        let error = AtomicFile::begin(directory.path()).unwrap_err().to_string();
+        let error = Output::begin(directory.path()).unwrap_err().to_string();
         assert!(error.contains("name a file in it"), "{error}");
-        let error = AtomicFile::begin(&directory.path().join("no/such")).unwrap_err().to_string();
+        let error = Output::begin(&directory.path().join("no/such")).unwrap_err().to_string();
         assert!(error.contains("its directory does not exist"), "{error}");
     }
 }

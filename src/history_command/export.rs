@@ -1,8 +1,6 @@
 //! `history export`: conversations in a format, to a file or to standard output, in constant memory.
 
-use std::fs::OpenOptions;
-use std::io::{self, BufWriter, IsTerminal, Write};
-use std::os::unix::fs::FileTypeExt;
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use super::failure::Failure;
@@ -14,7 +12,7 @@ use crate::config::Settings;
 use crate::history::Filter;
 use crate::history::export::{Choices, Export, Format, Spoken, Unavailable};
 use crate::history::name::rfc3339;
-use crate::history::output::{AtomicFile, OutputError};
+use crate::history::output::{Output, OutputError};
 use crate::store::archive::{Page, SessionEntry, SessionQuery};
 use crate::store::{Archive, RowId};
 
@@ -36,18 +34,10 @@ pub(super) fn export(arguments: &ExportArgs, settings: &Settings) -> Result<(), 
             out.flush()?;
             remark
         }
-        Some(path) if is_stream(path) => {
-            let failed = |source| OutputError { path: path.to_path_buf(), source };
-            let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
-            let mut out = BufWriter::with_capacity(1 << 16, file);
-            let remark = Run::new(arguments, &archive, true)?.write(&mut out).map_err(|failure| named(failure, path))?;
-            out.flush().map_err(failed)?;
-            remark
-        }
         Some(path) => {
-            let mut file = AtomicFile::begin(path)?;
-            let remark = Run::new(arguments, &archive, true)?.write(&mut file).map_err(|failure| named(failure, path))?;
-            file.commit()?;
+            let mut out = Output::begin(path)?;
+            let remark = Run::new(arguments, &archive, true)?.write(&mut out).map_err(|failure| named(failure, path))?;
+            out.commit()?;
             remark
         }
     };
@@ -63,14 +53,6 @@ fn named(failure: Failure, path: &Path) -> Failure {
         Failure::Io(source) => Failure::Output(OutputError { path: path.to_path_buf(), source }),
         other => other,
     }
-}
-
-/// A pipe or a device: there is nothing to replace.
-fn is_stream(path: &Path) -> bool {
-    path.metadata().is_ok_and(|metadata| {
-        let kind = metadata.file_type();
-        kind.is_fifo() || kind.is_char_device()
-    })
 }
 
 /// The messages of the sessions that are asked for.
