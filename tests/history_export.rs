@@ -1,13 +1,13 @@
 //! Exports: every format from a real conversation in several scripts, whole or not there.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::Daemon;
 use crate::support::history::{CONVERSATION, MAC, OTHER_MAC, command, converse, fill, json_of, refusal, run, text};
+use crate::support::{Agent, Daemon};
 
 fn daemon() -> Daemon {
     let daemon = Daemon::builder().start();
@@ -245,7 +245,7 @@ assert not validator(schema).is_valid(document), 'it takes everything'
 print('valid')
 ";
     let mut daemon = daemon();
-    let mut agent = crate::support::Agent::connect(&daemon);
+    let mut agent = Agent::connect(&daemon);
     agent.bind(MAC, "open");
     agent.line(&serde_json::json!({"type": "user_input_transcribed", "transcript": "only heard", "is_final": true}));
     agent.line(&serde_json::json!({"type": "message", "chat_type": 2, "content": "with all", "id": "i", "metadata": {"deep": [1, null]}, "audio_base64": "AAEC"}));
@@ -343,6 +343,56 @@ fn an_export_to_a_pipe_streams() {
     assert!(run(&daemon, &["history", "list"]).status.success());
 }
 
+/// A daemon whose store holds, behind more messages than a pipe takes, one session more; and an export of it that has begun
+/// and that nobody reads on.
+fn stalled_export(last_session: impl FnOnce(&Daemon)) -> (Daemon, Child, Lines<BufReader<ChildStdout>>) {
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "first");
+    assert!(daemon.term(std::time::Duration::from_secs(20)).success());
+    fill(&daemon, 5_000);
+    daemon.start();
+    last_session(&daemon);
+    let words = ["history", "export", "--format", "jsonl"];
+    let child = command(&daemon, &words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    assert!(lines.next().expect("a line").expect("UTF-8").contains("header"));
+    assert!(child.try_wait().expect("its state").is_none(), "it is done already");
+    (daemon, child, lines)
+}
+
+#[test]
+fn what_is_held_when_an_export_begins_is_in_it_once_when_it_becomes_a_message_meanwhile() {
+    let (daemon, child, lines) = stalled_export(|daemon| {
+        let mut agent = Agent::connect(daemon);
+        agent.bind(MAC, "open");
+        agent.line(&serde_json::json!({"type": "user_input_transcribed", "transcript": "only heard", "is_final": true}));
+        agent.flush("durable");
+    });
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "open");
+    agent.say(2, "said later");
+    agent.end();
+    agent.flush("durable");
+    let shown = text(&daemon, &["history", "show", "open"]);
+    assert!(shown.contains("only heard [uncommitted]"), "{shown}");
+    let rest: Vec<String> = lines.map(|line| line.expect("UTF-8")).collect();
+    assert_eq!(rest.iter().filter(|line| line.contains("only heard")).count(), 1);
+    assert!(rest.iter().all(|line| !line.contains("said later")));
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn messages_that_leave_the_store_before_an_export_comes_to_them_are_counted() {
+    let (daemon, child, lines) = stalled_export(|daemon| converse(daemon, MAC, "leaves"));
+    text(&daemon, &["history", "forget", "--session", "leaves", "--yes", "--including-undelivered"]);
+    assert_eq!(lines.filter(|line| line.as_ref().is_ok_and(|line| line.contains("Goodbye"))).count(), 1);
+    let output = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("8 messages left the store while it was exported"), "{output:?}");
+}
+
 #[cfg(not(feature = "pdf"))]
 #[test]
 fn a_binary_without_pdf_says_how_to_get_it() {
@@ -438,7 +488,7 @@ fn the_page_runs_nothing_and_asks_nobody_in_a_real_browser() {
         "</p><script>document.title='owned'</script><script src={leak}></script><img src={leak} onerror=\"document.title='owned'\">\
          <link rel=stylesheet href={leak}><style>body{{background:url({leak})}}</style><meta http-equiv=refresh content='0;url={leak}'>"
     );
-    let mut agent = crate::support::Agent::connect(&daemon);
+    let mut agent = Agent::connect(&daemon);
     agent.bind(MAC, "<img src=x onerror=document.title='owned'>");
     agent.say(1, &hostile);
     agent.end();

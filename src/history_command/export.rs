@@ -1,4 +1,8 @@
 //! `history export`: conversations in a format, to a file or to standard output, in constant memory.
+//!
+//! Promises: beside a running daemon, each session is exported as it was at one moment: every message of it once, whatever
+//! is said, recognised or tried again meanwhile. Its pages are short reads all the same: a reader that stops (`| less`) must
+//! not keep the log of the store from starting anew. What left its place before it was read is counted and told of.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -27,21 +31,21 @@ pub(super) fn export(arguments: &ExportArgs, settings: &Settings) -> Result<(), 
         return Err(Failure::Usage("a terminal cannot show this format: -o FILE says where it goes".into()));
     }
     let archive = Archive::open(&settings.store.directory)?;
-    let remark = match arguments.output.as_deref() {
+    let remarks = match arguments.output.as_deref() {
         None => {
             let mut out = output();
-            let remark = Run::new(arguments, &archive, !io::stdout().is_terminal())?.write(&mut out)?;
+            let remarks = Run::new(arguments, &archive, !io::stdout().is_terminal())?.write(&mut out)?;
             out.flush()?;
-            remark
+            remarks
         }
         Some(path) => {
             let mut out = Output::begin(path)?;
-            let remark = Run::new(arguments, &archive, true)?.write(&mut out).map_err(|failure| named(failure, path))?;
+            let remarks = Run::new(arguments, &archive, true)?.write(&mut out).map_err(|failure| named(failure, path))?;
             out.commit()?;
-            remark
+            remarks
         }
     };
-    if let Some(remark) = remark {
+    for remark in remarks {
         say(format_args!("chat-historyd history: {remark}\n"));
     }
     Ok(())
@@ -73,6 +77,8 @@ struct Run<'a> {
     selective: bool,
     audio: bool,
     left: u64,
+    /// Messages that left their places before they were read.
+    missed: u64,
     begun_any: bool,
     export: Box<dyn Export>,
     progress: Progress,
@@ -91,6 +97,7 @@ impl<'a> Run<'a> {
             filter,
             audio: arguments.audio,
             left: arguments.limit.unwrap_or(u64::MAX),
+            missed: 0,
             begun_any: false,
             export: arguments.format.export(choices, &rfc3339(now).unwrap_or_default())?,
             progress: Progress::new(total, may_draw),
@@ -98,14 +105,21 @@ impl<'a> Run<'a> {
     }
 
     /// Writes it all; answers what is to be known of it.
-    fn write(mut self, out: &mut dyn Write) -> Result<Option<String>, Failure> {
+    fn write(mut self, out: &mut dyn Write) -> Result<Vec<String>, Failure> {
         self.write_all(out).map_err(|failure| match failure {
             Failure::Io(error) => error.downcast::<Unavailable>().map_or_else(Failure::Io, Failure::Unavailable),
             other => other,
         })?;
         let nothing =
             (!self.begun_any).then(|| "nothing was chosen: the export is empty (history list shows what there is)".into());
-        Ok(self.export.remark().or(nothing))
+        let missed = (self.missed > 0).then(|| {
+            format!(
+                "{} messages left the store while it was exported, by age or forgotten, or were tried again, which puts them at the end \
+                 of their session: export again to have those",
+                self.missed
+            )
+        });
+        Ok([self.export.remark(), missed, nothing].into_iter().flatten().collect())
     }
 
     fn write_all(&mut self, out: &mut dyn Write) -> Result<(), Failure> {
@@ -129,11 +143,14 @@ impl<'a> Run<'a> {
         if !self.selective && self.left > 0 {
             self.begin(out, entry, &mut begun)?;
         }
-        let mut after = RowId::default();
+        let (mut after, mut read) = (RowId::default(), 0);
         while self.left > 0 {
-            let page = self.archive.messages(entry.session.key, after, PAGE)?;
-            let Some(last) = page.last() else { break };
-            after = last.row;
+            let page = self.archive.messages_of(entry, after, PAGE)?;
+            let Some(last) = page.last() else {
+                self.missed += entry.messages.saturating_sub(read);
+                break;
+            };
+            (after, read) = (last.row, read + page.len() as u64);
             self.progress.advance(page.len() as u64);
             for message in page.iter().filter(|message| filter.takes(message)) {
                 if self.left == 0 {

@@ -90,7 +90,7 @@ fn messages(
 ) -> Result<usize, Failure> {
     let (mut after, mut shown) = (RowId::default(), 0);
     loop {
-        let page = archive.messages(entry.session.key, after, PAGE)?;
+        let page = archive.messages_of(entry, after, PAGE)?;
         let Some(last) = page.last() else { return Ok(shown) };
         after = last.row;
         for message in page.iter().filter(|message| filter.takes(message)) {

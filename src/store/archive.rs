@@ -52,7 +52,7 @@ pub enum ArchiveError {
     },
 }
 
-/// A session with the numbers of its messages.
+/// A session with the numbers of its messages, as it was at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionEntry {
     /// Its row and what is held of it.
@@ -67,6 +67,8 @@ pub struct SessionEntry {
     pub rejected: u64,
     /// Kept here, never sent.
     pub kept: u64,
+    /// The youngest of its messages.
+    pub newest: RowId,
 }
 
 /// The text of a message, and the checksum of its row.
@@ -172,6 +174,8 @@ impl Archive {
     pub fn session(&self, key: SessionKey) -> Result<Option<SessionEntry>, ArchiveError> {
         let rejected = self.rejected.get(&key.0).copied().unwrap_or(0);
         self.read(|connection| {
+            // What it holds becomes a message of it: both are to be read in one state.
+            let _state = connection.unchecked_transaction()?;
             let Some(session) = reads::snapshot(connection, key)? else { return Ok(None) };
             let cursor = rows::cursor(connection, key)?;
             let messages =
@@ -180,7 +184,8 @@ impl Archive {
             let kept = count(connection, kept_sql, key)?;
             let pending = rows::count_after(connection, key, cursor.row)?;
             let delivered = messages.saturating_sub(kept + pending + rejected);
-            Ok(Some(SessionEntry { session, messages, pending, delivered, rejected, kept }))
+            let newest = rows::newest(connection, key)?;
+            Ok(Some(SessionEntry { session, messages, pending, delivered, rejected, kept, newest }))
         })
     }
 
@@ -202,6 +207,17 @@ impl Archive {
             let delivered_to = rows::cursor(connection, key)?.row;
             Ok(reads::transcript(connection, key, delivered_to, after, limit)?.0)
         })
+    }
+
+    /// As [`Self::messages`], of those that stood in the store when the entry was read: what the session held then is no
+    /// message among them, and what came after, or was moved to its end, is left out.
+    ///
+    /// # Errors
+    /// When the archive cannot be read.
+    pub fn messages_of(&self, entry: &SessionEntry, after: RowId, limit: usize) -> Result<Vec<TranscriptMessage>, ArchiveError> {
+        let mut page = self.messages(entry.session.key, after, limit)?;
+        page.retain(|message| message.row <= entry.newest);
+        Ok(page)
     }
 
     /// One message and its session; `None` when there is no such row.
