@@ -80,6 +80,29 @@ fn rejected_messages_are_dropped_only_when_that_is_confirmed() {
     oracle::check_books(&daemon);
 }
 
+/// Marks what [`fill`] put into the store as rejected.
+fn reject_filled(daemon: &Daemon) {
+    let store = rusqlite::Connection::open(daemon.store().join("history.db")).expect("the database");
+    let sql = "INSERT INTO rejected SELECT id, session, 'invalid', NULL, 1 FROM messages WHERE content LIKE 'filler%'";
+    store.execute(sql, []).expect("the table");
+}
+
+#[test]
+fn many_rejected_messages_of_one_session_are_tried_again_or_dropped_in_a_moment() {
+    let mut daemon = Daemon::builder().start();
+    converse(&daemon, MAC, "s");
+    assert!(daemon.term(IN_TIME).success());
+    fill(&daemon, 20_000);
+    for words in [["rejected", "retry", "--all"].as_slice(), &["rejected", "drop", "--all", "--yes"]] {
+        reject_filled(&daemon);
+        let began = std::time::Instant::now();
+        let said = text(&daemon, words);
+        assert!(said.starts_with("20000 "), "{said}");
+        // Two seconds; most of a minute when each is looked at among all.
+        assert!(began.elapsed() < IN_TIME, "{words:?}: {:?}", began.elapsed());
+    }
+}
+
 #[test]
 fn a_device_is_forgotten_everywhere_and_the_others_stay() {
     for running in [true, false] {

@@ -5,6 +5,7 @@
 //! Refuses: requests it does not know.
 //! Called by `observe::control` (in the daemon) and `history_command`.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use super::backup_task::BackupRequests;
 use super::json::{HeldJson, MessageJson, SessionJson};
 use super::restore;
 use super::search::SearchIndex;
+use super::search::index::ALL;
 use super::wipe;
 use crate::config::Settings;
 use crate::protocol::{MacAddress, SessionId};
@@ -135,13 +137,18 @@ impl Changes {
                 Ok(done) => Answer { messages: done.retried, damaged: done.damaged, passed_over: done.missing, ..Answer::done() },
                 Err(error) => Answer::refused(error.to_string()),
             },
-            Request::Drop { rows } => match self.store.drop_rejected(rows.into_iter().map(RowId).collect()).await {
-                Ok(messages) => match self.tidy_index().await {
-                    Ok(_) => Answer { messages, ..Answer::done() },
-                    Err(error) => Answer::refused(format!("deleted, but not yet from the search index: {error}")),
-                },
-                Err(error) => Answer::refused(error.to_string()),
-            },
+            Request::Drop { rows } => {
+                let first = rows.iter().min().copied().unwrap_or_default();
+                let last = rows.iter().max().copied().unwrap_or_default();
+                match self.store.drop_rejected(rows.into_iter().map(RowId).collect()).await {
+                    // Not all of the index for each of many requests.
+                    Ok(messages) => match self.tidy_index(first..=last).await {
+                        Ok(_) => Answer { messages, ..Answer::done() },
+                        Err(error) => Answer::refused(format!("deleted, but not yet from the search index: {error}")),
+                    },
+                    Err(error) => Answer::refused(error.to_string()),
+                }
+            }
             Request::Forget { mac, session_id, including_undelivered } => {
                 match (parsed(mac, |text| text.parse::<MacAddress>().ok()), parsed(session_id, |text| SessionId::new(text).ok()))
                 {
@@ -168,10 +175,10 @@ impl Changes {
         }
     }
 
-    /// Takes out of the index what left the store; answers whether its log was emptied.
-    async fn tidy_index(&self) -> Result<bool, String> {
+    /// Takes out of the index which of these rows left the store; answers whether its log was emptied.
+    async fn tidy_index(&self, rows: RangeInclusive<i64>) -> Result<bool, String> {
         let index = self.index.clone();
-        let tidied = tokio::task::spawn_blocking(move || index.reconcile()).await;
+        let tidied = tokio::task::spawn_blocking(move || index.reconcile(rows)).await;
         tidied.map_err(|failure| failure.to_string())?.map_err(|error| error.to_string())
     }
 
@@ -183,7 +190,7 @@ impl Changes {
                 return Answer::refused(error.to_string());
             }
         };
-        let index_log_emptied = match self.tidy_index().await {
+        let index_log_emptied = match self.tidy_index(ALL).await {
             Ok(emptied) => emptied,
             Err(error) => {
                 return Answer::refused(format!(

@@ -1,6 +1,8 @@
 //! `rejected list|show|retry|drop`: messages that the Manager API will never take.
 
+use std::collections::HashMap;
 use std::io::Write;
+use std::rc::Rc;
 
 use serde::Serialize;
 
@@ -14,7 +16,7 @@ use crate::history::json::{MessageJson, SessionJson};
 use crate::history::name::rfc3339;
 use crate::history::table::printable;
 use crate::history::{MessageRecord, SessionRecord};
-use crate::store::{Archive, RejectedRow, RowId};
+use crate::store::{Archive, RejectedRow, RowId, SessionKey};
 
 /// Rows read at once.
 const PAGE: usize = 500;
@@ -36,13 +38,31 @@ struct RejectedJson {
 
 struct Found {
     row: RejectedRow,
-    session: Option<SessionRecord>,
+    session: Option<Rc<SessionRecord>>,
     message: Option<MessageRecord>,
 }
 
+/// The sessions of rejected messages that stand near each other: to read one is to count all its messages.
+#[derive(Default)]
+struct Sessions(HashMap<SessionKey, Option<Rc<SessionRecord>>>);
+
+impl Sessions {
+    fn get(&mut self, archive: &Archive, key: SessionKey) -> Result<Option<Rc<SessionRecord>>, Failure> {
+        if let Some(known) = self.0.get(&key) {
+            return Ok(known.clone());
+        }
+        if self.0.len() >= PAGE {
+            self.0.clear();
+        }
+        let session = archive.session(key)?.map(|entry| Rc::new(entry.session));
+        self.0.insert(key, session.clone());
+        Ok(session)
+    }
+}
+
 impl Found {
-    fn of(archive: &Archive, row: RejectedRow) -> Result<Self, Failure> {
-        let session = archive.session(row.session)?.map(|entry| entry.session);
+    fn of(archive: &Archive, sessions: &mut Sessions, row: RejectedRow) -> Result<Self, Failure> {
+        let session = sessions.get(archive, row.session)?;
         let message = archive.message(row.row)?.map(|(_, message)| message);
         Ok(Self { row, session, message })
     }
@@ -54,7 +74,7 @@ impl Found {
             answer: self.row.answer.clone(),
             rejected: rfc3339(self.row.rejected),
             rejected_ms: self.row.rejected.0,
-            session: self.session.as_ref().map(SessionJson::of),
+            session: self.session.as_deref().map(SessionJson::of),
             message: self.message.as_ref().map(|message| MessageJson::of(message, None)),
         }
     }
@@ -70,7 +90,7 @@ fn each(
     pick: &RejectedFilterArgs,
     mut take: impl FnMut(Found) -> Result<bool, Failure>,
 ) -> Result<(), Failure> {
-    let mut after = RowId::default();
+    let (mut after, mut sessions) = (RowId::default(), Sessions::default());
     loop {
         let page = archive.rejected(after, PAGE)?;
         let Some(last) = page.last() else { return Ok(()) };
@@ -79,7 +99,7 @@ fn each(
             if pick.reason.as_ref().is_some_and(|reason| *reason != row.reason) {
                 continue;
             }
-            let found = Found::of(archive, row)?;
+            let found = Found::of(archive, &mut sessions, row)?;
             let identity = found.session.as_ref().map(|session| &session.identity);
             let of_device = pick.mac.is_none_or(|mac| identity.is_some_and(|identity| identity.mac == mac));
             let of_session = pick.session.as_ref().is_none_or(|id| identity.is_some_and(|identity| identity.session_id == *id));
@@ -139,7 +159,7 @@ pub(super) fn show(arguments: &RejectedShowArgs, settings: &Settings, out: &mut 
             arguments.number
         )));
     };
-    let found = Found::of(&archive, row)?;
+    let found = Found::of(&archive, &mut Sessions::default(), row)?;
     if arguments.format == Shape::Json {
         let text = serde_json::to_string_pretty(&found.json()).map_err(std::io::Error::from)?;
         writeln!(out, "{text}")?;

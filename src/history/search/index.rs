@@ -4,6 +4,7 @@
 //! made anew, and so are one of another store (an older copy that was put back, too) and one with something else in place
 //! of a file: a symlink is never followed. Only one hand in a process changes it at a time, and only that of the store's owner does.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use super::words::indexed;
 use crate::observe::Metrics;
 use crate::store::{Archive, ArchiveError, RowId, SUFFIXES};
 
+/// All rows.
+pub const ALL: RangeInclusive<i64> = 1..=i64::MAX;
 /// Rows read at once.
 const STEP_ROWS: usize = 200;
 /// Rows fed in one transaction; between two the thread rests, so that the feeding of a whole store leaves room for others.
@@ -103,21 +106,21 @@ impl SearchIndex {
         })
     }
 
-    /// Takes out what the store does not hold any more, overwrites it, and empties the log. Answers whether nobody reads
-    /// the log any more: else what was taken out still stands in the files.
+    /// Takes out which of these rows the store does not hold any more, overwrites them, and empties the log. Answers whether
+    /// nobody reads the log any more: else what was taken out still stands in the files.
     ///
     /// # Errors
     /// When index or store cannot be used; a damaged index is deleted.
-    pub fn reconcile(&self) -> Result<bool, IndexError> {
+    pub fn reconcile(&self, rows: RangeInclusive<i64>) -> Result<bool, IndexError> {
         if !self.path().exists() {
             return Ok(true);
         }
         self.change(|connection, archive| {
-            let mut after = 0_i64;
+            let mut after = rows.start().saturating_sub(1);
             loop {
                 let ids: Vec<i64> = connection
-                    .prepare_cached("SELECT rowid FROM words WHERE rowid > ?1 ORDER BY rowid LIMIT ?2")?
-                    .query_map((after, i64::try_from(STEP_ROWS).unwrap_or(i64::MAX)), |row| row.get(0))?
+                    .prepare_cached("SELECT rowid FROM words WHERE rowid > ?1 AND rowid <= ?2 ORDER BY rowid LIMIT ?3")?
+                    .query_map((after, rows.end(), i64::try_from(STEP_ROWS).unwrap_or(i64::MAX)), |row| row.get(0))?
                     .collect::<rusqlite::Result<_>>()?;
                 let (Some(first), Some(last)) = (ids.first(), ids.last()) else { break };
                 let there = archive.rows_between(RowId(*first), RowId(*last))?;
@@ -216,7 +219,7 @@ impl SearchIndex {
                 let (index, stopping, has_pruned) = (self.clone(), stop.clone(), pruned != Some(seen));
                 let round = tokio::task::spawn_blocking(move || {
                     while !stopping.is_cancelled() && index.feed(ROUND_ROWS)? {}
-                    let reconciled = if has_pruned && !stopping.is_cancelled() { Some(index.reconcile()?) } else { None };
+                    let reconciled = if has_pruned && !stopping.is_cancelled() { Some(index.reconcile(ALL)?) } else { None };
                     Ok::<_, IndexError>(reconciled)
                 });
                 match round.await {
