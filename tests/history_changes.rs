@@ -488,6 +488,40 @@ fn an_import_of_long_metadata_goes_through_the_daemon_too() {
 }
 
 #[test]
+fn what_else_was_said_of_a_message_is_exported_and_imported_digit_for_digit() {
+    const METADATA: &str = r#"{"z": 1.0, "a": 1.50, "id": 123456789012345678901234567890, "small": 1E-3, "text": "a\u00e9\n"}"#;
+    let source = Daemon::builder().start();
+    let mut agent = Agent::connect(&source);
+    agent.bind(MAC, "s");
+    agent.raw(format!("{{\"type\":\"message\",\"chat_type\":1,\"content\":\"hi\",\"metadata\":{METADATA}}}\n").as_bytes());
+    agent.end();
+    agent.flush("durable");
+    for format in ["json", "jsonl"] {
+        let export = text(&source, &["history", "export", "--format", format]);
+        assert!(export.contains(METADATA), "{export}");
+        for running in [true, false] {
+            let mut target = Daemon::builder().start();
+            if !running {
+                assert!(target.term(IN_TIME).success());
+            }
+            imported(&target, &export);
+            let again = text(&target, &["history", "export", "--format", format]);
+            assert!(again.contains(METADATA), "{again}");
+        }
+    }
+    // As a person lays it out.
+    let export = text(&source, &["history", "export"]).replace(", \"a\"", ",\r\n\"a\"");
+    let target = Daemon::builder().start();
+    imported(&target, &export);
+    let lines = text(&target, &["history", "export", "--format", "jsonl"]);
+    assert!(lines.contains(r#""z": 1.0,  "a": 1.50"#) && lines.lines().count() == 3, "{lines}");
+    let export = export.replace("1E-3", "1E400");
+    let output = run_with_input(&target, &["history", "import", "-"], export.as_bytes());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(64) && said.contains("extra holds what not every JSON reader takes"), "{output:?}");
+}
+
+#[test]
 fn what_retention_will_take_again_is_told_when_it_is_imported() {
     let daemon = Daemon::builder().start();
     let export = export_of([json!({}), json!({"state": "pending"}), json!({"recorded_ms": 9_999_999_999_999_i64})]);
@@ -576,7 +610,7 @@ fn only_the_owner_and_root_may_change_the_history() {
     let daemon = Daemon::builder().set("socket.mode", "'0666'").start();
     converse(&daemon, MAC, "s");
     let script = r#"socket(S, AF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un($ARGV[0])) or die "$!";
-        syswrite(S, "{\"change\":\"forget\",\"mac\":null,\"session_id\":\"s\",\"including_undelivered\":true}\n"); print while <S>;"#;
+        syswrite(S, "{\"forget\":{\"mac\":null,\"session_id\":\"s\",\"including_undelivered\":true}}\n"); print while <S>;"#;
     let socket = daemon.directory().join("run/status.sock");
     if nix::unistd::geteuid().is_root() {
         for path in [daemon.directory(), &daemon.directory().join("run")] {

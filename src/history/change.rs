@@ -27,9 +27,9 @@ pub const ROWS: usize = 1000;
 /// The longest request, in bytes.
 pub const REQUEST_BYTES: usize = 8 << 20;
 
-/// A request.
+/// A request. Not with its name in a field: serde would hold the others as values, and what is kept as text loses its digits.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "change", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Rejected messages are to be sent again.
     Retry {

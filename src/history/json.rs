@@ -5,10 +5,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::name::rfc3339;
 use super::{HeldRecord, MessageRecord, MessageState, SessionRecord};
+use crate::protocol::extra::is_strict;
 use crate::store::archive::SessionEntry;
 
 /// What `format` says in every export.
@@ -45,7 +46,7 @@ pub struct SessionJson {
 }
 
 /// A message.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MessageJson {
     /// Its identity for ever.
     pub uuid: String,
@@ -85,9 +86,9 @@ pub struct MessageJson {
     /// The audio, with `--audio`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audio_base64: Option<String>,
-    /// Whatever else the producer said of it.
+    /// Whatever else the producer said of it, as it stands: numbers keep their digits and fields their order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub extra: Option<Value>,
+    pub extra: Option<Box<RawValue>>,
 }
 
 /// A held transcript.
@@ -169,10 +170,19 @@ impl MessageJson {
             event_id: message.event_id.clone(),
             audio_bytes: message.audio_bytes,
             audio_base64: audio.map(|audio| STANDARD.encode(audio)),
-            // Checked when it came in; if it is no JSON any more, its text says more than nothing.
-            extra: message.extra.as_ref().map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.clone()))),
+            extra: message.extra.as_deref().and_then(raw),
         }
     }
+}
+
+/// JSON as it stands, on one line.
+fn raw(text: &str) -> Option<Box<RawValue>> {
+    if !is_strict(text) {
+        // Checked when it came in; if it is no JSON any more, its text says more than nothing.
+        return to_raw_value(text).ok();
+    }
+    // Within strings they are escaped.
+    RawValue::from_string(text.replace(['\n', '\r'], " ")).ok()
 }
 
 impl HeldJson {

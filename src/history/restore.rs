@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use uuid::Uuid;
 
 use super::json::{HeldJson, MessageJson, SessionJson};
+use crate::protocol::extra::is_strict;
 use crate::protocol::identity::InvalidIdentity;
 use crate::protocol::text::clean;
 use crate::protocol::{ChatType, SessionId, SessionIdentity, UnixMillis};
@@ -87,7 +88,7 @@ fn message(message: MessageJson) -> Result<ImportedMessage, NotAnExport> {
             uncommitted: message.uncommitted,
             sendable: message.state != "kept",
             audio: audio.map_err(|_| problem("audio_base64", "is no base64"))?,
-            extra: message.extra.map(|extra| extra.to_string()),
+            extra: message.extra.map(|extra| whole(extra.get())).transpose()?,
         },
         state,
     })
@@ -110,6 +111,15 @@ fn uncommitted(held: HeldJson) -> Result<ImportedMessage, NotAnExport> {
         },
         state: ImportedState::Pending,
     })
+}
+
+/// What else was said, as it stands, when every reader of a later export takes it.
+fn whole(extra: &str) -> Result<String, NotAnExport> {
+    if is_strict(extra) {
+        return Ok(extra.to_owned());
+    }
+    let what = "holds what not every JSON reader takes: a number beyond a double, half a surrogate pair, or too many levels";
+    Err(NotAnExport { field: "extra", what: what.to_owned() })
 }
 
 fn uuid(text: &str) -> Result<Uuid, NotAnExport> {

@@ -226,22 +226,20 @@ fn line(input: &mut dyn BufRead, name: &str, number: u64) -> Result<Option<Vec<u
     }
 }
 
-/// A line of JSONL after the first.
+/// What a line of JSONL after the first is, and whose.
 #[derive(Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum Line {
-    Session(SessionJson),
-    Message(Owned<MessageJson>),
-    Held(Owned<HeldJson>),
-}
-
-/// With its session.
-#[derive(Deserialize)]
-struct Owned<T> {
+struct Head {
+    kind: Kind,
     mac: String,
     session_id: String,
-    #[serde(flatten)]
-    rest: T,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Session,
+    Message,
+    Held,
 }
 
 fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
@@ -256,22 +254,24 @@ fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result
         if text.trim_ascii().is_empty() {
             continue;
         }
-        let parsed: Line = serde_json::from_slice(&text).map_err(|error| {
-            Failure::Input(format!("{name}:{number}: this is no line of an export ({:?} error)", error.classify()))
-        })?;
-        let misplaced = |mac: &str, session_id: &str, session: &Option<SessionJson>| {
-            session.as_ref().is_none_or(|session| session.mac != mac || session.session_id != session_id)
-        };
-        let stray = || Failure::Input(format!("{name}:{number}: it stands under another session than its own"));
-        match parsed {
-            Line::Session(session) => chunks.begin(session).map_err(|failure| near(number, failure))?,
-            Line::Message(one) if misplaced(&one.mac, &one.session_id, &chunks.session) => return Err(stray()),
-            Line::Held(one) if misplaced(&one.mac, &one.session_id, &chunks.session) => return Err(stray()),
-            Line::Message(one) => chunks.message(one.rest).map_err(|failure| near(number, failure))?,
-            Line::Held(one) => chunks.held(one.rest).map_err(|failure| near(number, failure))?,
+        let Head { kind, mac, session_id } = parsed(&text, name, number)?;
+        let is_of = |session: &SessionJson| session.mac == mac && session.session_id == session_id;
+        if !matches!(kind, Kind::Session) && !chunks.session.as_ref().is_some_and(is_of) {
+            return Err(Failure::Input(format!("{name}:{number}: it stands under another session than its own")));
         }
+        let taken = match kind {
+            Kind::Session => chunks.begin(parsed(&text, name, number)?),
+            Kind::Message => chunks.message(parsed(&text, name, number)?),
+            Kind::Held => chunks.held(parsed(&text, name, number)?),
+        };
+        taken.map_err(|failure| near(number, failure))?;
     }
     chunks.send().map_err(|failure| near(number, failure))
+}
+
+fn parsed<'a, T: Deserialize<'a>>(line: &'a [u8], name: &str, number: u64) -> Result<T, Failure> {
+    serde_json::from_slice(line)
+        .map_err(|error| Failure::Input(format!("{name}:{number}: this is no line of an export ({:?} error)", error.classify())))
 }
 
 /// A session in a document.

@@ -46,7 +46,8 @@ impl Extra {
 
 /// Whether every JSON reader takes a sound value: no lone surrogates, no numbers beyond the range of a double, no depth
 /// beyond that of `serde_json`. What is kept as text for later readers must pass.
-fn is_strict(value: &str) -> bool {
+#[must_use]
+pub fn is_strict(value: &str) -> bool {
     struct Anything;
     impl<'de> Deserialize<'de> for Anything {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

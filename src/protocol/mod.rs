@@ -7,7 +7,7 @@
 
 pub mod decode;
 pub mod event;
-mod extra;
+pub mod extra;
 mod fields;
 pub mod identity;
 mod livekit;
