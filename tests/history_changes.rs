@@ -488,6 +488,31 @@ fn an_import_of_long_metadata_goes_through_the_daemon_too() {
 }
 
 #[test]
+fn a_time_that_no_clock_showed_is_not_imported_and_its_place_is_named() {
+    let daemon = Daemon::builder().start();
+    let refuse = |export: &str, place: &str, field: &str| {
+        let output = run_with_input(&daemon, &["history", "import", "-"], export.as_bytes());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{said}");
+        let expected = format!("history: {place}: {field} is ");
+        assert!(said.contains(&expected) && said.contains("correct it there, or the clock here"), "{said}");
+    };
+    // The years 1, 60000, and one millisecond before 1970.
+    for wild in [-62_135_596_800_000, 1_831_349_088_000_000, -1, i64::MAX] {
+        for field in ["time_ms", "recorded_ms"] {
+            refuse(&export_of([json!({}), json!({field: wild}), json!({})]), "-:4", field);
+        }
+        let export = export_of([json!({})]);
+        refuse(&export.replace("\"started_ms\":1", &format!("\"started_ms\":{wild}")), "-:2", "started_ms");
+    }
+    let held = json!({"uuid": uuid::Uuid::from_u128(7).to_string(), "time_ms": -1, "content": "hm"});
+    let session = json!({"mac": MAC, "session_id": "s", "started_ms": 1, "messages": [], "held": [held]});
+    let document = format!(r#"{{"format":"chat-historyd/history","version":1,"sessions":[{session}]}}"#);
+    refuse(&document, "-: session \"s\", held transcript 1", "time_ms");
+    assert_eq!(json_of(&daemon, &["history", "export"])["sessions"][0]["messages"], json!([]));
+}
+
+#[test]
 fn what_else_was_said_of_a_message_is_exported_and_imported_digit_for_digit() {
     const METADATA: &str = r#"{"z": 1.0, "a": 1.50, "id": 123456789012345678901234567890, "small": 1E-3, "text": "a\u00e9\n"}"#;
     let source = Daemon::builder().start();
@@ -524,7 +549,8 @@ fn what_else_was_said_of_a_message_is_exported_and_imported_digit_for_digit() {
 #[test]
 fn what_retention_will_take_again_is_told_when_it_is_imported() {
     let daemon = Daemon::builder().start();
-    let export = export_of([json!({}), json!({"state": "pending"}), json!({"recorded_ms": 9_999_999_999_999_i64})]);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    let export = export_of([json!({}), json!({"state": "pending"}), json!({"recorded_ms": now as i64})]);
     let output = run_with_input(&daemon, &["history", "import", "-"], export.as_bytes());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{output:?}");

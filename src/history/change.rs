@@ -18,6 +18,7 @@ use super::restore;
 use super::search::SearchIndex;
 use super::search::index::ALL;
 use super::wipe;
+use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::protocol::{MacAddress, SessionId};
 use crate::store::{ForgetError, ForgetWish, ImportError, RowId, Store};
@@ -157,7 +158,7 @@ impl Changes {
                 }
             }
             Request::Import { session, messages, held } => {
-                let session = match restore::session(&session, messages, held) {
+                let session = match restore::session(&session, messages, held, wall_clock()) {
                     Ok(session) => session,
                     Err(error) => return Answer::refused(error.to_string()),
                 };

@@ -14,7 +14,7 @@ pub mod json;
 pub mod listing;
 pub(crate) mod name;
 pub mod output;
-mod restore;
+pub(crate) mod restore;
 pub mod search;
 pub mod table;
 pub mod wipe;

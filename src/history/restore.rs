@@ -15,6 +15,8 @@ use crate::protocol::text::clean;
 use crate::protocol::{ChatType, SessionId, SessionIdentity, UnixMillis};
 use crate::store::{ImportedMessage, ImportedSession, ImportedState, NewMessage, RejectReason};
 
+const DAY_MS: i64 = 86_400_000;
+
 /// An export that cannot be read back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {what}")]
@@ -38,29 +40,34 @@ pub fn identity(mac: &str, session_id: &str) -> Result<SessionIdentity, NotAnExp
     })
 }
 
-/// A session with its messages; what it held becomes uncommitted messages, as at the end of a session.
+/// A session with its messages at this time; what it held becomes uncommitted messages, as at the end of a session.
 ///
 /// # Errors
 /// When a field is wrong.
-pub fn session(session: &SessionJson, messages: Vec<MessageJson>, held: Vec<HeldJson>) -> Result<ImportedSession, NotAnExport> {
+pub fn session(
+    session: &SessionJson,
+    messages: Vec<MessageJson>,
+    held: Vec<HeldJson>,
+    now: UnixMillis,
+) -> Result<ImportedSession, NotAnExport> {
     let identity = identity(&session.mac, &session.session_id)?;
     // A damaged row had nothing to export, whether it is rejected by now or not.
     let is_readable = |message: &MessageJson| message.state != "damaged" && Uuid::try_parse(&message.uuid) != Ok(Uuid::nil());
-    let whole = messages.into_iter().filter(is_readable).map(self::message);
-    let messages = whole.chain(held.into_iter().map(uncommitted)).collect::<Result<Vec<_>, _>>()?;
+    let whole = messages.into_iter().filter(is_readable).map(|one| message(one, now));
+    let messages = whole.chain(held.into_iter().map(|one| uncommitted(one, now))).collect::<Result<Vec<_>, _>>()?;
     Ok(ImportedSession {
         identity,
         agent_id: note(session.agent_id.clone()),
         client: note(session.client.clone()),
-        started: UnixMillis(session.started_ms),
-        ended: session.ended_ms.map(UnixMillis),
+        started: time("started_ms", session.started_ms, now)?,
+        ended: session.ended_ms.map(|ended| time("ended_ms", ended, now)).transpose()?,
         end_reason: note(session.end_reason.clone()),
         producer_dropped: session.producer_dropped,
         messages,
     })
 }
 
-fn message(message: MessageJson) -> Result<ImportedMessage, NotAnExport> {
+fn message(message: MessageJson, now: UnixMillis) -> Result<ImportedMessage, NotAnExport> {
     let problem = |field, what: &str| NotAnExport { field, what: what.to_owned() };
     let state = match message.state.as_str() {
         "pending" => ImportedState::Pending,
@@ -81,8 +88,8 @@ fn message(message: MessageJson) -> Result<ImportedMessage, NotAnExport> {
             chat_type: ChatType::from_code(i64::from(message.chat_type))
                 .ok_or_else(|| problem("chat_type", "is not 1, 2 or 3"))?,
             content: text(message.content)?,
-            time: UnixMillis(message.time_ms),
-            recorded: UnixMillis(message.recorded_ms),
+            time: time("time_ms", message.time_ms, now)?,
+            recorded: time("recorded_ms", message.recorded_ms, now)?,
             event_id: note(message.event_id),
             interrupted: message.interrupted,
             uncommitted: message.uncommitted,
@@ -94,14 +101,15 @@ fn message(message: MessageJson) -> Result<ImportedMessage, NotAnExport> {
     })
 }
 
-fn uncommitted(held: HeldJson) -> Result<ImportedMessage, NotAnExport> {
+fn uncommitted(held: HeldJson, now: UnixMillis) -> Result<ImportedMessage, NotAnExport> {
+    let time = time("time_ms", held.time_ms, now)?;
     Ok(ImportedMessage {
         message: NewMessage {
             uuid: uuid(&held.uuid)?,
             chat_type: ChatType::User,
             content: text(held.content)?,
-            time: UnixMillis(held.time_ms),
-            recorded: UnixMillis(held.time_ms),
+            time,
+            recorded: time,
             event_id: None,
             interrupted: false,
             uncommitted: true,
@@ -111,6 +119,15 @@ fn uncommitted(held: HeldJson) -> Result<ImportedMessage, NotAnExport> {
         },
         state: ImportedState::Pending,
     })
+}
+
+/// A time that a clock may have shown: one of tomorrow would be reported to the server, and kept by retention until then.
+fn time(field: &'static str, millis: i64, now: UnixMillis) -> Result<UnixMillis, NotAnExport> {
+    if (0..=now.0.saturating_add(DAY_MS)).contains(&millis) {
+        return Ok(UnixMillis(millis));
+    }
+    let what = format!("is {millis}: before 1970, or more than a day ahead (correct it there, or the clock here)");
+    Err(NotAnExport { field, what })
 }
 
 /// What else was said, as it stands, when every reader of a later export takes it.

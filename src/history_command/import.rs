@@ -16,6 +16,7 @@ use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::history::change::Request;
 use crate::history::json::{FORMAT, HeldJson, MessageJson, SessionJson, VERSION};
+use crate::history::restore;
 use crate::store::archive::{Page, SessionQuery};
 use crate::store::{Archive, RowId};
 
@@ -43,6 +44,8 @@ struct Chunks<'a> {
     hand: &'a Hand,
     /// The store's directory.
     store: &'a Path,
+    /// Where the input is by now, for messages.
+    place: String,
     session: Option<SessionJson>,
     messages: Vec<MessageJson>,
     held: Vec<HeldJson>,
@@ -59,6 +62,7 @@ struct Chunks<'a> {
 impl Chunks<'_> {
     fn begin(&mut self, session: SessionJson) -> Result<(), Failure> {
         self.send()?;
+        self.check(&session, Vec::new(), Vec::new())?;
         self.totals.sessions += 1;
         (self.youngest_ms, self.settled) = (i64::MIN, None);
         self.session = Some(session);
@@ -66,7 +70,16 @@ impl Chunks<'_> {
         self.send_even_if_empty()
     }
 
+    /// Refuses what the writer would, here where it stands.
+    fn check(&self, session: &SessionJson, messages: Vec<MessageJson>, held: Vec<HeldJson>) -> Result<(), Failure> {
+        let checked = restore::session(session, messages, held, wall_clock());
+        checked.map(drop).map_err(|error| Failure::Input(format!("{}: {error}", self.place)))
+    }
+
     fn message(&mut self, message: MessageJson) -> Result<(), Failure> {
+        if let Some(session) = &self.session {
+            self.check(session, vec![message.clone()], Vec::new())?;
+        }
         self.make_room(&message)?;
         self.youngest_ms = self.youngest_ms.max(message.recorded_ms);
         let leaves = matches!(message.state.as_str(), "delivered" | "kept") && message.recorded_ms < self.old_before_ms;
@@ -76,6 +89,9 @@ impl Chunks<'_> {
     }
 
     fn held(&mut self, held: HeldJson) -> Result<(), Failure> {
+        if let Some(session) = &self.session {
+            self.check(session, Vec::new(), vec![held.clone()])?;
+        }
         self.make_room(&held)?;
         self.held.push(held);
         Ok(())
@@ -170,6 +186,7 @@ pub(super) fn import(arguments: &ImportArgs, settings: &Settings, out: &mut dyn 
     let mut chunks = Chunks {
         hand: &hand,
         store: &settings.store.directory,
+        place: String::new(),
         session: None,
         messages: Vec::new(),
         held: Vec::new(),
@@ -254,6 +271,7 @@ fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result
         if text.trim_ascii().is_empty() {
             continue;
         }
+        chunks.place = format!("{name}:{number}");
         let Head { kind, mac, session_id } = parsed(&text, name, number)?;
         let is_of = |session: &SessionJson| session.mac == mac && session.session_id == session_id;
         if !matches!(kind, Kind::Session) && !chunks.session.as_ref().is_some_and(is_of) {
@@ -292,9 +310,17 @@ fn document(first: Vec<u8>, input: Box<dyn BufRead>, name: &str, chunks: &mut Ch
         header: &mut |header| check_header(header, name).map_err(|error| failure.insert(error).to_string()),
         session: &mut |whole: Whole| {
             let take = |chunks: &mut Chunks<'_>| {
+                let session = format!("{name}: session {:?}", whole.session.session_id);
+                chunks.place.clone_from(&session);
                 chunks.begin(whole.session)?;
-                whole.messages.into_iter().try_for_each(|message| chunks.message(message))?;
-                whole.held.into_iter().try_for_each(|held| chunks.held(held))?;
+                for (number, message) in (1..).zip(whole.messages) {
+                    chunks.place = format!("{session}, message {number}");
+                    chunks.message(message)?;
+                }
+                for (number, held) in (1..).zip(whole.held) {
+                    chunks.place = format!("{session}, held transcript {number}");
+                    chunks.held(held)?;
+                }
                 chunks.send()
             };
             take(chunks).map_err(Box::new)
