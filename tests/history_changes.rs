@@ -513,6 +513,31 @@ fn a_time_that_no_clock_showed_is_not_imported_and_its_place_is_named() {
 }
 
 #[test]
+fn an_import_beyond_the_limit_of_the_store_is_refused_and_nothing_has_to_leave_for_it() {
+    let daemon = Daemon::builder().set("store.max_bytes", "'16 MiB'").start();
+    converse(&daemon, OTHER_MAC, "mine");
+    let long = "x".repeat(100_000);
+    let export = export_of((0..400).map(|_| json!({"extra": {"note": long}})));
+    let output = run_with_input(&daemon, &["history", "import", "-"], export.as_bytes());
+    let (said, told) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert_eq!(output.status.code(), Some(64), "{said}{told}");
+    assert!(
+        said.contains("history: -:1") && said.contains(", or what stands before it: session \"s\": there is no room"),
+        "{said}"
+    );
+    assert!(said.contains("of 16 MiB (store.max_bytes) are used") && said.contains("raise store.max_bytes"), "{said}");
+    // Most of what there was room for is there, and can be imported again.
+    let count = |text: &str| text.split(' ').nth(1).and_then(|word| word.parse::<u64>().ok()).expect("a number");
+    assert!((40..150).contains(&count(&told)), "{told}");
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(OTHER_MAC, "after");
+    agent.say(1, "there is room for me");
+    assert_eq!(agent.flush("durable")["ok"], true);
+    assert_eq!((daemon.metric("messages_pruned"), daemon.status()["store"]["full"].as_bool()), (0, Some(false)));
+    assert!(text(&daemon, &["history", "show", "mine"]).contains("Goodbye"));
+}
+
+#[test]
 fn what_else_was_said_of_a_message_is_exported_and_imported_digit_for_digit() {
     const METADATA: &str = r#"{"z": 1.0, "a": 1.50, "id": 123456789012345678901234567890, "small": 1E-3, "text": "a\u00e9\n"}"#;
     let source = Daemon::builder().start();

@@ -170,7 +170,9 @@ impl Changes {
                         sessions: 1,
                         ..Answer::done()
                     },
-                    Err(error @ (ImportError::Busy | ImportError::Store(_))) => Answer::refused(error.to_string()),
+                    Err(error @ (ImportError::Busy | ImportError::Full { .. } | ImportError::Store(_))) => {
+                        Answer::refused(error.to_string())
+                    }
                 }
             }
         }

@@ -135,7 +135,11 @@ impl Chunks<'_> {
             .hand
             .request(&Request::Import { session: Box::new(session.clone()), messages: std::mem::take(&mut self.messages), held })
             .map_err(|failure| match failure {
-                Failure::Refused(why) => Failure::Refused(format!("session {:?}: {why}", session.session_id)),
+                // Messages are sent many at once.
+                Failure::Refused(why) => {
+                    let place = &self.place;
+                    Failure::Refused(format!("{place}, or what stands before it: session {:?}: {why}", session.session_id))
+                }
                 other => other,
             })?;
         self.bytes = 0;
@@ -261,11 +265,6 @@ enum Kind {
 
 fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result<(), Failure> {
     let mut number = 1;
-    // Lines are sent many at once: it is this one or one before it.
-    let near = |number: u64, failure| match failure {
-        Failure::Refused(why) => Failure::Refused(format!("{name}:{number} or a line before it: {why}")),
-        other => other,
-    };
     while let Some(text) = line(input, name, number + 1)? {
         number += 1;
         if text.trim_ascii().is_empty() {
@@ -277,14 +276,13 @@ fn lines(input: &mut dyn BufRead, name: &str, chunks: &mut Chunks<'_>) -> Result
         if !matches!(kind, Kind::Session) && !chunks.session.as_ref().is_some_and(is_of) {
             return Err(Failure::Input(format!("{name}:{number}: it stands under another session than its own")));
         }
-        let taken = match kind {
-            Kind::Session => chunks.begin(parsed(&text, name, number)?),
-            Kind::Message => chunks.message(parsed(&text, name, number)?),
-            Kind::Held => chunks.held(parsed(&text, name, number)?),
-        };
-        taken.map_err(|failure| near(number, failure))?;
+        match kind {
+            Kind::Session => chunks.begin(parsed(&text, name, number)?)?,
+            Kind::Message => chunks.message(parsed(&text, name, number)?)?,
+            Kind::Held => chunks.held(parsed(&text, name, number)?)?,
+        }
     }
-    chunks.send().map_err(|failure| near(number, failure))
+    chunks.send()
 }
 
 fn parsed<'a, T: Deserialize<'a>>(line: &'a [u8], name: &str, number: u64) -> Result<T, Failure> {

@@ -94,6 +94,11 @@ impl Housekeeping {
     }
 }
 
+/// Bytes that count against the limit.
+pub(super) fn used_bytes(shared: &Shared, connection: &Connection) -> rusqlite::Result<u64> {
+    Ok(used_pages(connection)? + shared.files.wal_len())
+}
+
 /// Bytes of the pages in use.
 fn used_pages(connection: &Connection) -> rusqlite::Result<u64> {
     let count =
@@ -227,7 +232,7 @@ fn set_refusing(shared: &Shared, house: &mut Housekeeping, refusing: bool) {
 }
 
 fn measure(shared: &Shared, connection: &Connection, house: &mut Housekeeping, limit: u64) -> rusqlite::Result<()> {
-    house.used = used_pages(connection)? + shared.files.wal_len();
+    house.used = used_bytes(shared, connection)?;
     (house.unmeasured, house.measured_limit) = (0, limit);
     shared.health().used_bytes = house.used;
     connection.pragma_update(None, "journal_size_limit", i64::try_from(log_bytes(limit)).unwrap_or(i64::MAX))?;

@@ -2,7 +2,8 @@
 //!
 //! Promises: reading the same export twice changes nothing (messages are known by their UUID); order, times, texts and
 //! states are those of the export; what was undelivered is pending again.
-//! Refuses: a session with undelivered messages here, for the cursor could not tell them from imported ones.
+//! Refuses: a session with undelivered messages here, for the cursor could not tell them from imported ones; and more than
+//! there is room for, for at the limit of the store history leaves it and then nothing is taken in.
 
 use std::collections::HashSet;
 
@@ -14,6 +15,7 @@ use super::changes::{Touched, insert};
 use super::checksum::RowFields;
 use super::error::StoreError;
 use super::group::in_transaction;
+use super::housekeeping::used_bytes;
 use super::retention;
 use super::rows::{self, cached};
 use super::schema::flags;
@@ -83,6 +85,17 @@ pub enum ImportError {
     /// It has undelivered messages here.
     #[error("the session has undelivered messages here (import it when they are delivered)")]
     Busy,
+    /// It would come too near to the limit of the store.
+    #[error(
+        "there is no room for it: {} of {} MiB (store.max_bytes) are used, and an import leaves a sixteenth to what is said (raise \
+         store.max_bytes, or import less)", .used_bytes >> 20, .max_bytes >> 20
+    )]
+    Full {
+        /// Bytes of the store by now.
+        used_bytes: u64,
+        /// The limit.
+        max_bytes: u64,
+    },
 }
 
 /// An import on its way to the writer.
@@ -122,7 +135,7 @@ fn write(
     let mut done = Imported::default();
     let mut ids = *next;
     let mut touched = Touched::default();
-    let mut busy = false;
+    let mut refusal = None;
     let mut advanced = None;
     let outcome = in_transaction(connection, || {
         let key = match rows::session_by_identity(connection, &session.identity)? {
@@ -137,8 +150,14 @@ fn write(
             return Ok(());
         }
         // Rows behind the cursor can only be imported as delivered when nothing before them is undelivered.
-        busy = handle.pending() > 0 && new.iter().any(|one| one.message.sendable && one.state != ImportedState::Pending);
-        if busy {
+        if handle.pending() > 0 && new.iter().any(|one| one.message.sendable && one.state != ImportedState::Pending) {
+            refusal = Some(ImportError::Busy);
+            return Ok(());
+        }
+        let (used_bytes, max_bytes) = (used_bytes(shared, connection)?, shared.limits.max_bytes());
+        let more: u64 = new.iter().map(|one| weight(&one.message)).sum();
+        if used_bytes + more > max_bytes - max_bytes / 16 {
+            refusal = Some(ImportError::Full { used_bytes, max_bytes });
             return Ok(());
         }
         let mut behind = handle.pending() == 0;
@@ -191,8 +210,8 @@ fn write(
     if let Some((handle, cursor)) = &advanced {
         handle.advance(*cursor, 0);
     }
-    if busy {
-        return Ok(Err(ImportError::Busy));
+    if let Some(refusal) = refusal {
+        return Ok(Err(refusal));
     }
     touched.announce(shared);
     Ok(Ok(done))
@@ -220,6 +239,13 @@ fn create(connection: &Connection, key: SessionKey, session: &ImportedSession) -
         i64::try_from(session.producer_dropped).unwrap_or(i64::MAX),
     ])?;
     Ok(key)
+}
+
+/// The bytes that a message takes in the store, about: its row and its place in the index.
+fn weight(message: &NewMessage) -> u64 {
+    const ROW_BYTES: usize = 128;
+    let extra = message.extra.as_ref().map_or(0, String::len);
+    (ROW_BYTES + message.content.len() + extra + message.audio.as_ref().map_or(0, Vec::len)) as u64
 }
 
 fn put(connection: &Connection, key: SessionKey, row: RowId, message: &NewMessage, kept: bool) -> rusqlite::Result<()> {
