@@ -4,9 +4,9 @@ use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::history::{CONVERSATION, MAC, OTHER_MAC, command, converse, fill, json_of, refusal, run, text};
+use crate::support::history::{CONVERSATION, MAC, OTHER_MAC, SAID_AT, command, converse, fill, json_of, refusal, run, text};
 use crate::support::{Agent, Daemon};
 
 fn daemon() -> Daemon {
@@ -148,6 +148,26 @@ fn markdown_and_html_show_every_word_and_take_nothing_for_markup() {
         let (opened, closed) = (html.matches(&format!("<{tag}")).count(), html.matches(&format!("</{tag}>")).count());
         assert_eq!(opened, closed, "{tag}");
     }
+}
+
+#[test]
+fn a_page_tells_when_the_day_changes_and_lets_no_name_turn_the_words_beside_it() {
+    let daemon = Daemon::builder().start();
+    let (agent_id, reason) = ("سارة", "\u{202e}sdrawkcab");
+    let mut agent = Agent::connect(&daemon);
+    agent.line(&json!({"type": "session_start", "v": 1, "mac_address": MAC, "session_id": "s", "agent_id": agent_id}));
+    // The session begins today.
+    for (number, day) in [0, 0, 1, 1, 3].into_iter().enumerate() {
+        let time = SAID_AT + day * 86_400;
+        agent.line(&json!({"type": "message", "chat_type": 1, "content": format!("{number} said"), "timestamp": time}));
+    }
+    agent.line(&json!({"type": "session_end", "reason": reason}));
+    agent.flush("durable");
+    let html = text(&daemon, &["history", "export", "--format", "html"]);
+    assert!(html.contains(&format!("(<bdi>{reason}</bdi>), agent <bdi>{agent_id}</bdi></p>")), "{html}");
+    let texts = html.split('>').filter_map(|text| text.split_once('<')).map(|(text, _)| text);
+    let told: Vec<&str> = texts.filter(|text| text.ends_with(" said") || text.starts_with("2025-09-")).collect();
+    assert_eq!(told, ["2025-09-24", "0 said", "1 said", "2025-09-25", "2 said", "3 said", "2025-09-27", "4 said"], "{html}");
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! HTML: one self-contained page, for the screen and for paper.
 //!
-//! Promises: it loads nothing and runs nothing (its own policy forbids it); every text has the direction of its script; a
-//! printer tears no message over two pages where it can help it.
+//! Promises: it loads nothing and runs nothing (its own policy forbids it); every text has the direction of its script, which
+//! ends with it; the date stands where it becomes another one; a printer tears no message over two pages where it can help it.
 
 use std::io::{self, Write};
 
 use super::prose::{Said, about};
 use super::{Export, Spoken};
-use crate::history::name::rfc3339;
+use crate::history::name::{date_of, rfc3339};
 use crate::history::{HeldRecord, SessionRecord};
 
 const HEAD: &str = r#"<!DOCTYPE html>
@@ -24,6 +24,7 @@ body { font: 1rem/1.5 system-ui, "Noto Sans", "Noto Sans Devanagari", "Noto Sans
 h1 { font-size: 1.5rem; }
 h2 { font-size: 1.1rem; overflow-wrap: anywhere; margin: 2rem 0 .2rem; }
 .about, footer { opacity: .75; font-size: .875rem; margin: 0 0 1rem; }
+.day { font-size: .875rem; font-weight: 600; text-align: center; margin: 1rem 0 .4rem; break-after: avoid; }
 .message { display: grid; grid-template-columns: 5.5rem 1fr; gap: 0 1rem; padding: .4rem 0; border-top: 1px solid var(--line); break-inside: avoid; }
 .who { font-weight: 600; }
 .user .who { color: var(--user); }
@@ -42,15 +43,21 @@ pub(super) struct Html {
     exported: String,
     sessions: u64,
     messages: u64,
+    /// The date that was written last.
+    date: String,
 }
 
 impl Html {
     pub(super) fn new(exported: &str) -> Self {
-        Self { exported: exported.to_owned(), sessions: 0, messages: 0 }
+        Self { exported: exported.to_owned(), sessions: 0, messages: 0, date: String::new() }
     }
 
     fn row(&mut self, out: &mut dyn Write, said: &Said<'_>) -> io::Result<()> {
         self.messages += 1;
+        if let Some(date) = said.time.map(date_of).filter(|date| *date != self.date) {
+            writeln!(out, "<p class=\"day\">{date}</p>")?;
+            self.date = date;
+        }
         let (who, state, machine) = (said.who, said.state, said.time.and_then(rfc3339).unwrap_or_default());
         write!(
             out,
@@ -73,11 +80,12 @@ impl Export for Html {
 
     fn session(&mut self, out: &mut dyn Write, session: &SessionRecord) -> io::Result<()> {
         self.sessions += 1;
+        self.date = date_of(session.started);
         write!(
             out,
             "<section>\n<h2>Session <bdi>{}</bdi></h2>\n<p class=\"about\">{}</p>\n",
             escape(session.identity.session_id.as_str()),
-            escape(&about(session)),
+            about(session, |name| format!("<bdi>{}</bdi>", escape(name))),
         )
     }
 

@@ -18,7 +18,7 @@ impl Export for Markdown {
 
     fn session(&mut self, out: &mut dyn Write, session: &SessionRecord) -> io::Result<()> {
         writeln!(out, "\n## Session {}\n", escape(session.identity.session_id.as_str()))?;
-        writeln!(out, "{}", escape(&about(session)))
+        writeln!(out, "{}", about(session, escape))
     }
 
     fn message(&mut self, out: &mut dyn Write, _: &SessionRecord, spoken: Spoken<'_>) -> io::Result<()> {

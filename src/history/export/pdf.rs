@@ -140,7 +140,7 @@ impl Export for Pdf {
             sheets.bookmark(printable(session.identity.session_id.as_str()));
         }
         self.paragraph(&format!("Session {}", session.identity.session_id), HEADING)?;
-        self.paragraph(&about(session), NOTE)?;
+        self.paragraph(&about(session, str::to_owned), NOTE)?;
         self.skip(2.0);
         Ok(())
     }

@@ -5,15 +5,16 @@ use crate::history::table::{NO_CLOCK, clock};
 use crate::history::{HeldRecord, MessageRecord, MessageState, SessionRecord};
 use crate::protocol::UnixMillis;
 
-/// Whose a session is, and when it was.
-pub(super) fn about(session: &SessionRecord) -> String {
+/// Whose a session is, and when it was. `foreign` writes what a producer or a server named, in the format's way; the rest
+/// is markup nowhere.
+pub(super) fn about(session: &SessionRecord, foreign: impl Fn(&str) -> String) -> String {
     let end = session.ended.map_or_else(|| "still open".to_owned(), |time| format!("ended {}", stamp(time)));
     let mut about = format!("Device {}, began {} UTC, {end}", session.identity.mac, stamp(session.started));
     if let Some(reason) = &session.end_reason {
-        about.extend([" (", reason, ")"]);
+        about.extend([" (", &foreign(reason), ")"]);
     }
     if let Some(agent) = &session.agent_id {
-        about.extend([", agent ", agent]);
+        about.extend([", agent ", &foreign(agent)]);
     }
     about
 }
