@@ -106,6 +106,40 @@ fn a_durable_flush_covers_lines_without_a_number() {
 }
 
 #[test]
+fn a_flush_for_delivery_is_answered_when_what_it_covers_is_through_and_not_before() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let daemon = Daemon::builder().api(&api).set("session.batch_size", "200").set("session.send_interval", "'1h'").start();
+    // What is only kept is never sent: it is no message that went through.
+    api.rule(Rule::new(Fault::code(500)).session("kept").times(1));
+    let mut kept = Agent::connect(&daemon);
+    kept.bind(MAC, "kept");
+    for call in 0..3 {
+        let call = json!({ "id": format!("i{call}"), "name": "stop", "arguments": "", "call_id": format!("c{call}") });
+        kept.line(&json!({ "type": "function_tools_executed", "function_calls": [call], "function_call_outputs": [null] }));
+    }
+    for index in 0..3 {
+        kept.say(1, &format!("message {index}"));
+    }
+    let flushed = kept.flush("delivered");
+    assert_eq!((&flushed["ok"], &flushed["delivered"], &flushed["pending"]), (&true.into(), &3.into(), &0.into()), "{flushed}");
+    assert_eq!(api.rows("kept").len(), 3, "it was answered before that");
+
+    // Asked for in the middle of a turn, with more to come after it.
+    api.fault(Fault::Delay(Duration::from_millis(5)));
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "long");
+    for index in 0..200 {
+        agent.say(1, &format!("message {index}"));
+    }
+    soon("it is in its first turn", || api.rows("long").len() >= 45);
+    let flushed = agent.flush("delivered");
+    assert_eq!((&flushed["ok"], &flushed["pending"]), (&true.into(), &0.into()), "{flushed}");
+    assert_eq!(api.rows("long").len(), 200, "it was answered before that");
+    check_books(&daemon);
+}
+
+#[test]
 fn lost_reply_duplicates_once() {
     let proxy_timeout = Fault::AnswerAfterCommit(504, Vec::new(), b"<html>504</html>".to_vec());
     for fault in [Fault::LoseAnswer, Fault::ResetAfterCommit, Fault::HalfClose, Fault::CutBody, proxy_timeout] {

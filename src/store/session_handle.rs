@@ -23,7 +23,10 @@ pub struct SessionHandle {
     cursor: Mutex<Cursor>,
     /// The row whose parts the offset of the cursor counts; 0: that of the next row, as the database has it.
     begun: AtomicI64,
-    pending: AtomicU64,
+    /// Sendable messages that came into the books, and that left them, since somebody holds it: two numbers that only rise, so
+    /// that whoever waits for what is there now knows when that is through.
+    accepted: AtomicU64,
+    left: AtomicU64,
     /// No row of the session in the database is younger.
     stored: AtomicI64,
     recent: Mutex<Recent>,
@@ -44,7 +47,8 @@ impl SessionHandle {
             identity,
             cursor: Mutex::new(cursor),
             begun: AtomicI64::new(0),
-            pending: AtomicU64::new(pending),
+            accepted: AtomicU64::new(pending),
+            left: AtomicU64::new(0),
             stored: AtomicI64::new(i64::MAX),
             recent: Mutex::default(),
             forgotten: AtomicI64::new(0),
@@ -97,7 +101,20 @@ impl SessionHandle {
     /// Sendable messages accepted (durable or on the shelf) and neither delivered nor rejected.
     #[must_use]
     pub fn pending(&self) -> u64 {
-        self.pending.load(Ordering::Relaxed)
+        let accepted = self.accepted();
+        accepted.saturating_sub(self.left())
+    }
+
+    /// Sendable messages accepted since somebody holds it, those that were pending then included.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Acquire)
+    }
+
+    /// How many of the accepted, in order, are no longer pending: delivered, rejected, or forgotten.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Whether this row was forgotten: it must not be sent any more.
@@ -184,10 +201,11 @@ impl SessionHandle {
     }
 
     pub(super) fn add_pending(&self, count: u64) {
-        self.pending.fetch_add(count, Ordering::Relaxed);
+        self.accepted.fetch_add(count, Ordering::AcqRel);
     }
 
     pub(super) fn remove_pending(&self, count: u64) {
-        let _ = self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(count)));
+        let most = |left: u64| Some(left.saturating_add(count).min(self.accepted()));
+        let _ = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, most);
     }
 }

@@ -95,17 +95,13 @@ impl Deliveries {
     /// # Cancel safety
     /// The session stays due.
     pub async fn wait(&self, handle: Arc<SessionHandle>, deadline: Instant) -> Delivered {
-        let pending = handle.pending();
+        let began = handle.left();
         let (reply, answer) = oneshot::channel();
         let ask = async {
             self.requests.send(Request::Wait { handle: Arc::clone(&handle), reply }).await.ok()?;
             answer.await.ok()
         };
-        let early = |reason| Delivered {
-            delivered: pending.saturating_sub(handle.pending()),
-            pending: handle.pending(),
-            reason: Some(reason),
-        };
+        let early = |reason| Delivered { delivered: handle.left() - began, pending: handle.pending(), reason: Some(reason) };
         match tokio::time::timeout_at(deadline, ask).await {
             Ok(Some(delivered)) => delivered,
             Ok(None) => early("the daemon is stopping"),

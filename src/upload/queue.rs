@@ -277,18 +277,17 @@ impl Entry {
 
     /// Somebody waits until what is pending now is through.
     pub(super) fn wait(&mut self, reply: oneshot::Sender<Delivered>) {
-        let target = self.passed + self.handle.pending();
-        self.waiters.push(Waiter { target, began: self.passed, reply });
+        self.waiters.push(Waiter { target: self.handle.accepted(), began: self.handle.left(), reply });
     }
 
     fn answer_waiters(&mut self) {
         if self.waiters.is_empty() {
             return;
         }
-        let (passed, pending) = (self.passed, self.handle.pending());
+        let (left, pending) = (self.handle.left(), self.handle.pending());
         for waiter in std::mem::take(&mut self.waiters) {
-            if passed >= waiter.target || pending == 0 {
-                let _ = waiter.reply.send(Delivered { delivered: passed - waiter.began, pending, reason: None });
+            if left >= waiter.target {
+                let _ = waiter.reply.send(Delivered { delivered: left - waiter.began, pending, reason: None });
             } else if !waiter.reply.is_closed() {
                 self.waiters.push(waiter);
             }
@@ -297,9 +296,9 @@ impl Entry {
 
     /// It cannot happen soon: whoever waits is told why.
     pub(super) fn refuse_waiters(&mut self, reason: &'static str) {
-        let (passed, pending) = (self.passed, self.handle.pending());
+        let (left, pending) = (self.handle.left(), self.handle.pending());
         for waiter in self.waiters.drain(..) {
-            let _ = waiter.reply.send(Delivered { delivered: passed - waiter.began, pending, reason: Some(reason) });
+            let _ = waiter.reply.send(Delivered { delivered: left - waiter.began, pending, reason: Some(reason) });
         }
     }
 }
