@@ -196,6 +196,12 @@ fn oldest_rows(connection: &Connection, key: SessionKey, up_to: RowId) -> rusqli
     .collect()
 }
 
+/// A session that should not be there, with everything in it.
+pub(super) fn remove_session(connection: &Connection, key: SessionKey) -> rusqlite::Result<()> {
+    cached(connection, "DELETE FROM messages INDEXED BY messages_by_session WHERE session = ?1")?.execute([key.0])?;
+    delete_session(connection, key, RowId(i64::MAX)).map(|_| ())
+}
+
 /// Everything of a session but its messages; the session itself unless something new was said in it. Answers how many
 /// transcripts it held.
 fn delete_session(connection: &Connection, key: SessionKey, up_to: RowId) -> rusqlite::Result<u64> {

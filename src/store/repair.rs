@@ -231,6 +231,11 @@ pub(super) fn restore_living(
     in_transaction(connection, || {
         let mut applier = Applier::new(connection)?;
         for (handle, ..) in &living {
+            // An identity gets another id only after its earlier session has left: whoever else bears it here is one that
+            // left and that damage shows again. It would take the place of the living one.
+            if let Some(other) = rows::session_by_identity(connection, &handle.identity)?.filter(|row| row.key != handle.key) {
+                super::forget::remove_session(connection, other.key)?;
+            }
             applier.create_session(handle.key, &handle.identity, now)?;
             handle.start_anew();
             if handle.cursor().row > RowId(0) {

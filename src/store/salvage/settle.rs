@@ -2,7 +2,7 @@
 //!
 //! Identities stand twice in a database, in `sessions` and in its unique index, on different pages: one copy is enough,
 //! two that disagree need the MAC inside the session id to decide, and what stays open is left out, because words must
-//! not reach another child's history. A cursor is believed only if the row it names is there and the report time it
+//! not reach another child's history. Pages that are no longer true may show sessions that left: they give way. A cursor is believed only if the row it names is there and the report time it
 //! carries is the one that row would have been sent with: a wrong cursor would lose messages, a missing one repeats some.
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -26,26 +26,30 @@ INSERT OR IGNORE INTO messages
 DROP TABLE salvage_known;
 ";
 
-/// Both copies agree; or one copy alone that the MAC inside the session id does not contradict; or the one of several
-/// that it proves. An identity that several sessions claim
-/// belongs to the one that has messages; if several have, to none.
+/// Of the identities found for an id: the one on which both copies agree; or the one copy alone that the MAC inside the
+/// session id does not contradict; or the one of several that it proves.
+/// Of the ids found for an identity: the one that has messages or transcripts, before the one that has both copies, before
+/// the youngest, because an identity gets another id only after its earlier session has left. Several that have one copy
+/// each are one too many: none of them gets it.
 const SESSIONS: &str = "
-INSERT OR IGNORE INTO sessions
-  SELECT id, mac, session_id, agent_id, client, started_ms, ended_ms, end_reason, producer_dropped
-  FROM salvage_sessions JOIN salvage_identities USING (id, mac, session_id);
-CREATE TABLE salvage_choice (id, mac, session_id, proof, PRIMARY KEY (id, mac, session_id)) WITHOUT ROWID;
+CREATE TABLE salvage_choice (id, mac, session_id, proof, copies, filled, PRIMARY KEY (id, mac, session_id)) WITHOUT ROWID;
 INSERT INTO salvage_choice
-  SELECT id, mac, session_id, proof
-  FROM (SELECT id, mac, session_id, proof FROM salvage_sessions UNION SELECT id, mac, session_id, proof FROM salvage_identities)
-  WHERE proof >= 0 AND id NOT IN (SELECT id FROM sessions);
+  SELECT id, mac, session_id, proof, count(*), id IN (SELECT session FROM messages UNION SELECT session FROM salvage_held)
+  FROM (SELECT id, mac, session_id, proof FROM salvage_sessions
+        UNION ALL SELECT id, mac, session_id, proof FROM salvage_identities)
+  GROUP BY id, mac, session_id;
+CREATE INDEX salvage_choice_by_identity ON salvage_choice (mac, session_id);
+DELETE FROM salvage_choice AS mine
+  WHERE copies = 1 AND (proof < 0 OR EXISTS (SELECT 1 FROM salvage_choice other WHERE other.id = mine.id AND other.copies = 2));
 DELETE FROM salvage_choice AS mine
   WHERE EXISTS (SELECT 1 FROM salvage_choice other
                 WHERE other.id = mine.id AND (other.session_id <> mine.session_id OR other.mac <> mine.mac))
   AND (mine.proof = 0 OR (SELECT sum(proof) FROM salvage_choice other WHERE other.id = mine.id) > 1);
-DELETE FROM salvage_choice WHERE id NOT IN (SELECT session FROM messages UNION SELECT session FROM salvage_held)
-  AND (mac, session_id) IN (SELECT mac, session_id FROM salvage_choice GROUP BY mac, session_id HAVING count(*) > 1);
-DELETE FROM salvage_choice
-  WHERE (mac, session_id) IN (SELECT mac, session_id FROM salvage_choice GROUP BY mac, session_id HAVING count(*) > 1);
+DELETE FROM salvage_choice AS mine
+  WHERE EXISTS (SELECT 1 FROM salvage_choice other
+                WHERE other.mac = mine.mac AND other.session_id = mine.session_id AND other.id <> mine.id
+                AND ((other.filled, other.copies) > (mine.filled, mine.copies)
+                     OR (other.filled, other.copies) = (mine.filled, mine.copies) AND (other.copies = 1 OR other.id > mine.id)));
 INSERT OR IGNORE INTO sessions
   SELECT id, mac, session_id, agent_id, client, started_ms, ended_ms, end_reason, producer_dropped
   FROM salvage_sessions JOIN salvage_choice USING (id, mac, session_id);

@@ -84,7 +84,7 @@ pub(super) fn read(db: &Path, wal: &Path, most_rows: u64, staging: &mut Staging<
     if let Ok(value) = source.query_row("SELECT value FROM counters WHERE name = 'next_row'", [], |row| row.get::<_, i64>(0))
         && let Some(row) = Row::new(Kind::Counters, 0, &[Value::Text("next_row"), Value::Integer(value)])
     {
-        staging.take(&row, Trust::Committed)?;
+        staging.take(&row, Trust::CommittedAgain)?;
     }
     Ok(opened)
 }
@@ -117,7 +117,7 @@ fn read_table(
                     (last, step) = (rowid, 1);
                     let values: Vec<_> = (0..width).map_while(|column| row.get_ref(column).ok().and_then(value)).collect();
                     if let Some(row) = Row::new(kind, rowid, &values) {
-                        staging.take(&row, Trust::Committed)?;
+                        staging.take(&row, Trust::CommittedAgain)?;
                     }
                 }
                 Err(_) => break,

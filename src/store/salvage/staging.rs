@@ -31,6 +31,8 @@ pub(super) enum Trust {
     Committed,
     /// On a page beside that state: kept only if nothing committed contradicts it.
     Doubtful,
+    /// In that state, read after all else: what is known of a session may be younger, and stays.
+    CommittedAgain,
 }
 
 /// Takes rows in.
@@ -41,6 +43,7 @@ pub(super) struct Staging<'c> {
     damaged: Statement<'c>,
     held: Statement<'c>,
     session: Statement<'c>,
+    unknown_session: Statement<'c>,
     identity: Statement<'c>,
     cursor: Statement<'c>,
     rejected: Statement<'c>,
@@ -55,6 +58,7 @@ impl<'c> Staging<'c> {
     pub(super) fn new(connection: &'c Connection) -> rusqlite::Result<Self> {
         const COLUMNS: &str = "(id, session, uuid, chat_type, flags, time_ms, recorded_ms, content, event_id, extra, audio, crc) \
                                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)";
+        const SESSION: &str = "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
         connection.execute_batch("PRAGMA secure_delete = ON; BEGIN IMMEDIATE")?;
         connection.execute_batch(TABLES)?;
         let prepare = |sql: &str| connection.prepare(sql);
@@ -64,7 +68,8 @@ impl<'c> Staging<'c> {
             doubtful: prepare(&format!("INSERT OR IGNORE INTO salvage_messages {COLUMNS}"))?,
             damaged: prepare("INSERT OR IGNORE INTO salvage_damaged VALUES (?1)")?,
             held: prepare("INSERT OR IGNORE INTO salvage_held VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?,
-            session: prepare("INSERT OR REPLACE INTO salvage_sessions VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?,
+            session: prepare(&format!("INSERT OR REPLACE INTO salvage_sessions {SESSION}"))?,
+            unknown_session: prepare(&format!("INSERT OR IGNORE INTO salvage_sessions {SESSION}"))?,
             identity: prepare("INSERT OR IGNORE INTO salvage_identities VALUES (?1, ?2, ?3, ?4)")?,
             cursor: prepare("INSERT OR IGNORE INTO salvage_cursors VALUES (?1, ?2, ?3, ?4)")?,
             rejected: prepare("INSERT OR IGNORE INTO salvage_rejected VALUES (?1, ?2, ?3, ?4, ?5)")?,
@@ -78,7 +83,8 @@ impl<'c> Staging<'c> {
     pub(super) fn take(&mut self, row: &Row<'_>, trust: Trust) -> rusqlite::Result<()> {
         match *row {
             Row::Message { fields: f, crc } => {
-                let statement = if trust == Trust::Committed { &mut self.message } else { &mut self.doubtful };
+                let committed = trust != Trust::Doubtful;
+                let statement = if committed { &mut self.message } else { &mut self.doubtful };
                 let inserted = statement.execute(params![
                     f.id,
                     f.session,
@@ -93,7 +99,7 @@ impl<'c> Staging<'c> {
                     f.audio,
                     crc
                 ])? as u64;
-                self.messages += if trust == Trust::Committed { inserted } else { 0 };
+                self.messages += if committed { inserted } else { 0 };
                 self.in_batch += 1;
             }
             Row::DamagedMessage { id } => {
@@ -105,7 +111,8 @@ impl<'c> Staging<'c> {
             Row::Session { id, mac, session_id, agent_id, client, started_ms, ended_ms, end_reason, producer_dropped, proof } => {
                 let values =
                     params![id, mac, session_id, agent_id, client, started_ms, ended_ms, end_reason, producer_dropped, proof];
-                self.session.execute(values)?;
+                let again = trust == Trust::CommittedAgain;
+                if again { &mut self.unknown_session } else { &mut self.session }.execute(values)?;
             }
             Row::Identity { id, mac, session_id, proof } => {
                 self.identity.execute(params![id, mac, session_id, proof])?;

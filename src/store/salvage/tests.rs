@@ -12,7 +12,10 @@
 
 mod sample;
 
-use self::sample::{MESSAGES, SESSIONS, START_MS, Sample, checkpointed, cursor_row, fill, in_wal, mac, open, sample, texts};
+use self::sample::{
+    MESSAGES, SESSIONS, START_MS, Sample, checkpointed, cursor_row, fill, in_wal, insert_message, insert_session, mac, open,
+    sample, texts,
+};
 use super::*;
 use crate::store::checksum::of_held;
 use crate::store::schema::{PAGE_BYTES, PAGE_SIZES, V1};
@@ -196,6 +199,50 @@ fn what_was_deleted_does_not_come_back_from_an_undamaged_wal() {
     assert_eq!(count(&target, "SELECT count(*) FROM messages WHERE session = 7"), 0);
     assert_eq!((report.messages_without_session, report.held, report.sessions as i64), (0, 0, SESSIONS - 1));
     assert_eq!(report.messages as i64, MESSAGES - MESSAGES / SESSIONS);
+}
+
+/// What was deleted since the last checkpoint shows up again when the log is damaged.
+#[test]
+fn a_session_that_left_does_not_take_the_place_of_the_one_that_lives_under_its_identity() {
+    let directory = tempfile::tempdir().unwrap();
+    let damaged = DamagedFiles::beside(&directory.path().join("history.db"));
+    let connection = open(&damaged.db);
+    insert_session(&connection, 9);
+    connection.execute("UPDATE sessions SET id = 3, ended_ms = ?1", [START_MS]).unwrap();
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    connection.execute_batch("DELETE FROM sessions").unwrap();
+    insert_session(&connection, 9);
+    let after_opening = std::fs::metadata(&damaged.wal).unwrap().len();
+    insert_message(&connection, 8);
+    let sound = std::fs::read(&damaged.wal).unwrap();
+    for harmed_at in [usize::try_from(after_opening).unwrap(), sound.len()] {
+        // The last frame before it: the living session has nothing yet, then it has a message.
+        let mut wal = sound[..harmed_at].to_vec();
+        wal.extend_from_slice(&sound[harmed_at - PAGE_BYTES - 24..harmed_at]);
+        let (report, target) = salvaged(Some(&std::fs::read(&damaged.db).unwrap()), Some(&wal));
+        assert!(report.wal_frames_damaged > 0, "{report:?}");
+        let found = "SELECT id FROM sessions WHERE ended_ms IS NULL";
+        assert_eq!((count(&target, "SELECT count(*) FROM sessions"), count(&target, found)), (1, 9));
+        assert_eq!((report.messages, report.messages_without_session), (u64::from(harmed_at == sound.len()), 0));
+    }
+}
+
+#[test]
+fn a_session_that_was_taken_up_again_behind_the_damage_has_not_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let damaged = DamagedFiles::beside(&directory.path().join("history.db"));
+    let connection = open(&damaged.db);
+    insert_session(&connection, 9);
+    connection.execute("UPDATE sessions SET ended_ms = ?1", [START_MS]).unwrap();
+    let sound = usize::try_from(std::fs::metadata(&damaged.wal).unwrap().len()).unwrap();
+    connection.execute("INSERT INTO counters VALUES ('other', 1)", []).unwrap();
+    connection.execute("UPDATE sessions SET ended_ms = NULL", []).unwrap();
+    insert_message(&connection, 8);
+    let mut wal = std::fs::read(&damaged.wal).unwrap();
+    wal[sound + 24 + PAGE_BYTES / 2] ^= 1;
+    let (report, target) = salvaged(Some(&std::fs::read(&damaged.db).unwrap()), Some(&wal));
+    assert_eq!((report.sessions, report.messages, report.wal_frames_damaged), (1, 1, 1), "{report:?}");
+    assert_eq!(count(&target, "SELECT count(*) FROM sessions WHERE ended_ms IS NULL"), 1);
 }
 
 #[test]

@@ -186,6 +186,40 @@ async fn what_was_just_said_survives_damage_that_leaves_nothing_of_it_to_read() 
 }
 
 #[tokio::test]
+async fn a_living_session_whose_row_is_lost_does_not_give_way_to_one_that_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path());
+    let lab = Lab::open(&settings);
+    let left = lab.session("left").await.handle.key;
+    let session = lab.session("a").await.handle;
+    let path = settings.directory.join("history.db");
+    let hand = rusqlite::Connection::open(&path).unwrap();
+    // All that a damaged store may still show of an identity: the session that bore it before.
+    hand.execute("DELETE FROM sessions WHERE id = ?1", [left.0]).unwrap();
+    hand.execute("UPDATE sessions SET id = ?1, ended_ms = 1 WHERE id = ?2", [left.0, session.key.0]).unwrap();
+    hand.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(hand);
+    let database = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&database, &[0xA5; 100], 0).unwrap();
+    for _ in 0..100 {
+        let _ = lab.store.backlog(None, 10).await;
+        assert_eq!(lab.write(write_of(&session, &["said"])).await, Settled::Durable);
+        if lab.metrics.stores_salvaged.get() > 0 {
+            break;
+        }
+    }
+    eventually("the store works again", || lab.metrics.stores_salvaged.get() == 1 && lab.store.health().failing.is_none()).await;
+    lab.write(write_of(&session, &["the last"])).await;
+    let (key, said) = (session.key, lab.contents(&session).await);
+    drop(session);
+    lab.store.close().await;
+    let lab = Lab::open(&settings);
+    let opened = lab.session("a").await;
+    assert_eq!((opened.handle.key, opened.was_ended), (key, false));
+    assert_eq!(lab.contents(&opened.handle).await, said);
+}
+
+#[tokio::test]
 async fn readable_messages_survive_damage_with_their_order_and_are_delivered() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(directory.path());

@@ -34,7 +34,7 @@ fn content(id: i64) -> String {
     }
 }
 
-fn insert_message(connection: &Connection, id: i64) {
+pub(super) fn insert_message(connection: &Connection, id: i64) {
     let uuid = (0x1000_0000_0000_0000_0000_u128 + u128::from(id.unsigned_abs())).to_be_bytes();
     let (text, event_id) = (content(id), format!("item_{id:012x}"));
     let audio = (id % 97 == 0).then(|| vec![(id % 251) as u8; 30_000]);
@@ -73,7 +73,7 @@ fn insert_message(connection: &Connection, id: i64) {
         .unwrap();
 }
 
-fn insert_session(connection: &Connection, id: i64) {
+pub(super) fn insert_session(connection: &Connection, id: i64) {
     connection
         .execute(
             "INSERT INTO sessions (id, mac, session_id, agent_id, started_ms) VALUES (?1, ?2, ?3, 'agent', ?4)",
