@@ -223,7 +223,7 @@ impl Daemon {
         tokio::select! {
             _ = self.backup_writer => {}
             () = signals.stop() => {}
-            () = sleep(grace.max(Duration::from_secs(1))) => warn!("some backups were not written in time: they are written at the sessions' next end"),
+            () = sleep(grace.max(Duration::from_secs(1))) => warn!("some backups were not written in time: they are written after the next start"),
         }
         let pending = self.overview.metrics.pending.get();
         let report = self.store.close().await;

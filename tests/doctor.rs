@@ -468,8 +468,8 @@ fn root_sees_what_the_daemons_user_may_not_write() {
     agent.bind(MAC, "s");
     agent.say(1, "Hello");
     agent.end();
-    soon("a backup was tried", || daemon.metric("backup_errors") > 0);
-    examine(&daemon, &[]).has("backup", "advice", "could not be written since the daemon started");
+    soon("a backup is missed", || daemon.metric("backups_due") > 0);
+    examine(&daemon, &[]).has("backup", "advice", "whose backup cannot be written now: 1");
     give(&daemon.backups(), 65534);
     // A copy of the store that root brought back.
     give(&daemon.store().join("lock"), 0);

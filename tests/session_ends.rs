@@ -67,6 +67,50 @@ fn a_session_that_goes_on_at_once_gets_its_backup_all_the_same() {
     check_books(&daemon);
 }
 
+#[test]
+fn a_backup_that_could_not_be_written_is_made_up_for_after_a_kill() {
+    let mut daemon = Daemon::builder().prepare();
+    fs::write(daemon.backups(), "in the way").unwrap();
+    daemon.start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.say(1, "Hello");
+    agent.end();
+    soon("it is missed", || daemon.metric("backup_errors") >= 1 && daemon.metric("backups_due") == 1);
+    daemon.kill9();
+    fs::remove_file(daemon.backups()).unwrap();
+    daemon.start();
+    let backup = eventually(SOON, "its backup", || backups(&daemon).pop());
+    assert_eq!(contents(&backup), ["Hello"]);
+}
+
+#[test]
+fn a_backup_that_does_not_know_of_the_delivery_yet_learns_of_it_after_a_restart() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    api.stop();
+    let mut daemon = Daemon::start_for(&api);
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.say(1, "Hello");
+    agent.end();
+    let counts = |name: &str| backups(&daemon).first().and_then(|backup| backup["counts"][name].as_u64()).unwrap_or(0);
+    soon("the backup of the end", || counts("pending") == 1);
+    let aside = daemon.backups().with_extension("aside");
+    fs::rename(daemon.backups(), &aside).unwrap();
+    fs::write(daemon.backups(), "in the way").unwrap();
+    api.start_again();
+    soon("it is delivered", || daemon.metric("delivered") == 1 && daemon.metric("backup_errors") >= 1);
+    drop(agent);
+    assert!(daemon.term(SOON).success());
+    fs::remove_file(daemon.backups()).unwrap();
+    fs::rename(&aside, daemon.backups()).unwrap();
+    daemon.start();
+    soon("the backup tells of the delivery", || {
+        backups(&daemon).first().is_some_and(|backup| backup["counts"]["delivered"] == 1)
+    });
+}
+
 /// The file may be the last place on the host where they stand.
 #[test]
 fn a_message_tried_again_after_the_others_left_the_store_does_not_take_them_out_of_the_backup() {

@@ -130,15 +130,10 @@ fn told(status: &Value) -> Vec<Finding> {
         let what = "the store is full: nothing is taken in".to_owned();
         findings.push(Finding::broken("writing", what, "raise store.max_bytes, or mend the delivery"));
     }
-    let backups = number("/metrics/backup_errors");
+    let backups = number("/metrics/backups_due");
     if backups > 0 {
-        let mend =
-            "look at backup.directory and the daemon's log (journalctl -u chat-historyd -p warning); the store has everything";
-        findings.push(Finding::advice(
-            "backup",
-            format!("{backups} backups could not be written since the daemon started"),
-            mend,
-        ));
+        let mend = "look at backup.directory and the daemon's log (journalctl -u chat-historyd -p warning); they are tried again by themselves";
+        findings.push(Finding::advice("backup", format!("ended sessions whose backup cannot be written now: {backups}"), mend));
     }
     if status.pointer("/metrics/config_last_reload_successful").and_then(Value::as_u64) == Some(0) {
         let what = "the last reload was refused: the daemon runs with older settings than its file's".to_owned();
@@ -185,7 +180,7 @@ mod tests {
             "gate": { "state": "closed", "kind": "operator", "reason": "why", "since_seconds": 7 },
             "pending": 3,
             "upload": { "devices_waiting": 2, "strikes": 1 },
-            "metrics": { "backup_errors": 2, "config_last_reload_successful": 0 },
+            "metrics": { "backups_due": 2, "config_last_reload_successful": 0 },
             "store": { "failing": { "what": "no space", "since_seconds": 5, "refused_messages": 6 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
         });
         let found: Vec<(&str, Level)> = told(&status).iter().map(|finding| (finding.check, finding.level)).collect();

@@ -243,6 +243,8 @@ metrics! {
     pub gate_closings: Counter,
     /// Backups written.
     pub backups_written: Counter,
-    /// Backups that could not be written.
+    /// Attempts to write a backup that failed.
     pub backup_errors: Counter,
+    /// Ended sessions whose backup could not be written yet, as of the last attempt: they are tried again.
+    pub backups_due: Gauge,
 }

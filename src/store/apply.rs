@@ -176,13 +176,16 @@ impl<'c> Applier<'c> {
             .execute(params![key.0, agent_id, client])?,
             // Applied twice, it must not count the dropped lines twice. The sum stops at the largest number: one that did
             // not fit its column could never be written, nor anything behind it.
-            Lifecycle::Ended { reason, dropped } => rows::cached(
-                self.connection,
-                "UPDATE sessions SET producer_dropped = CASE WHEN ended_ms IS ?2 THEN producer_dropped
+            Lifecycle::Ended { reason, dropped } => {
+                super::backups_due::note_end(self.connection, key, now)?;
+                rows::cached(
+                    self.connection,
+                    "UPDATE sessions SET producer_dropped = CASE WHEN ended_ms IS ?2 THEN producer_dropped
                    ELSE producer_dropped + min(?4, 9223372036854775807 - producer_dropped) END,
                  ended_ms = ?2, end_reason = ?3 WHERE id = ?1",
-            )?
-            .execute(params![key.0, now.0, reason, i64::try_from(*dropped).unwrap_or(i64::MAX)])?,
+                )?
+                .execute(params![key.0, now.0, reason, i64::try_from(*dropped).unwrap_or(i64::MAX)])?
+            }
         };
         Ok(())
     }

@@ -234,6 +234,8 @@ impl Writer {
                 Job::Agent { session, agent_id } => {
                     let _ = self.put(Shelved::Agent { handle: session, agent_id });
                 }
+                // It stays due: the next start writes it once more.
+                Job::Backed { .. } => {}
                 Job::Change(change) => change.refuse(StoreError::Unavailable),
                 Job::Open { identity, now, reply } => drop(reply.send(self.open_on_shelf(&identity, now))),
                 Job::Bind { session, stream, now, reply } => {

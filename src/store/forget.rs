@@ -211,6 +211,7 @@ fn delete_session(connection: &Connection, key: SessionKey, up_to: RowId) -> rus
         return Ok(held as u64);
     }
     cached(connection, "DELETE FROM streams WHERE session = ?1")?.execute([key.0])?;
+    super::backups_due::forget(connection, key)?;
     cached(connection, "DELETE FROM cursors WHERE session = ?1")?.execute([key.0])?;
     cached(connection, "DELETE FROM sessions WHERE id = ?1")?.execute([key.0])?;
     Ok(held as u64)

@@ -125,6 +125,7 @@ fn apply(
             }
             item.answer = Answer::Bound(bound.map_err(BindError::Taken));
         }
+        Job::Backed { session, backed } => super::backups_due::note_backed(applier.connection, *session, *backed)?,
         Job::Agent { session, agent_id } => applier.suggest_agent(session.key, agent_id)?,
         // The writer takes changes out of the group.
         Job::Change(_) => {}

@@ -8,6 +8,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::arrivals::Arrivals;
+use super::backups_due::Backed;
 use super::changes::{Change, Retried};
 use super::error::{BindError, StoreError};
 use super::forget::{ForgetError, ForgetWish, Forgetting, Forgotten};
@@ -21,7 +22,7 @@ use super::types::{
     BacklogSession, Cursor, OpenedSession, PendingMessage, Rejection, RowId, SessionKey, SessionWrite, StreamStand, WaitingDevice,
 };
 use super::writer::Writer;
-use super::{reads, record, rows, start};
+use super::{backups_due, reads, record, rows, start};
 use crate::config::StoreSettings;
 use crate::observe::Metrics;
 use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
@@ -279,6 +280,36 @@ impl Store {
     /// Cancelled while waiting for room in the queue, nothing is noted.
     pub async fn suggest_agent(&self, session: &Arc<SessionHandle>, agent_id: String) {
         self.shared().inbox.push(Job::Agent { session: Arc::clone(session), agent_id }).await;
+    }
+
+    /// Notes what the backup of a session tells. Returns when it is queued.
+    ///
+    /// # Cancel safety
+    /// Cancelled while waiting for room in the queue, nothing is noted.
+    pub async fn note_backed(&self, session: SessionKey, backed: Backed) {
+        self.shared().inbox.push(Job::Backed { session, backed }).await;
+    }
+
+    /// The first session after this one that ended and lacks its backup.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn next_without_backup(&self, after: SessionKey) -> Result<Option<SessionKey>, StoreError> {
+        self.shared().readers.spawn(move |connection| backups_due::next(connection, after)).await
+    }
+
+    /// How many sessions ended and lack their backup.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn count_without_backup(&self) -> Result<u64, StoreError> {
+        self.shared().readers.spawn(backups_due::count).await
     }
 
     /// The devices that the server does not know.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, oneshot};
 
+use super::backups_due::Backed;
 use super::changes::Change;
 use super::error::{BindError, StoreError};
 use super::session_handle::SessionHandle;
@@ -49,6 +50,11 @@ pub(super) enum Job {
     Agent {
         session: Arc<SessionHandle>,
         agent_id: String,
+    },
+    /// A session's backup was written.
+    Backed {
+        session: SessionKey,
+        backed: Backed,
     },
     Adopt {
         found: Vec<Found>,
@@ -188,7 +194,7 @@ impl Job {
             Self::Bind { reply, .. } => drop(reply.send(Err(BindError::Store(StoreError::Closed)))),
             Self::Adopt { reply, .. } => drop(reply.send(Err(StoreError::Closed))),
             Self::Change(change) => change.refuse(StoreError::Closed),
-            Self::Agent { .. } => {}
+            Self::Agent { .. } | Self::Backed { .. } => {}
         }
     }
 }

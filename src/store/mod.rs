@@ -15,6 +15,7 @@
 mod apply;
 pub mod archive;
 mod arrivals;
+mod backups_due;
 mod changes;
 mod checkpoint;
 pub mod checksum;
@@ -51,6 +52,7 @@ mod writer;
 
 pub use archive::{Archive, ArchiveError};
 pub use arrivals::Arrivals;
+pub use backups_due::Backed;
 pub use changes::Retried;
 pub use error::{BindError, Foreign, StoreError};
 pub(crate) use files::SUFFIXES;

@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::error::StoreError;
 use super::files::Files;
-use super::schema;
+use super::{backups_due, schema};
 use crate::config::Durability;
 
 /// Steps from one version to the next: the version reached and its SQL.
@@ -148,13 +148,15 @@ fn prepare(files: &Files, durability: Durability, fresh: bool) -> Result<Opening
     if !ours.iter().all(|object| shape.contains(object)) {
         return Ok(Opening::Damaged(String::from("its tables are not ours")));
     }
+    connection.execute_batch(backups_due::TABLE)?;
     Ok(Opening::Ready(connection))
 }
 
 fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(&format!(
-        "BEGIN IMMEDIATE; {} PRAGMA application_id = {}; PRAGMA user_version = {}; COMMIT;",
+        "BEGIN IMMEDIATE; {} {}; PRAGMA application_id = {}; PRAGMA user_version = {}; COMMIT;",
         schema::V1,
+        backups_due::TABLE,
         schema::APPLICATION_ID,
         schema::VERSION
     ))
@@ -167,9 +169,12 @@ fn migrate(connection: &Connection, from: i32) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// What is of no version does not count.
 fn shape_of(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
-    let mut statement = connection
-        .prepare("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%' ORDER BY name")?;
+    let mut statement = connection.prepare(
+        "SELECT name, sql FROM sqlite_master
+         WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%' AND name <> 'backups_due' ORDER BY name",
+    )?;
     statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 

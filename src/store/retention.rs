@@ -197,6 +197,7 @@ pub(super) fn sweep(
                     for id in &leaving {
                         cached(connection, "DELETE FROM sessions WHERE id = ?1")?.execute([id])?;
                         cached(connection, "DELETE FROM cursors WHERE session = ?1")?.execute([id])?;
+                        super::backups_due::forget(connection, SessionKey(*id))?;
                     }
                     next.save(connection)
                 })?;
