@@ -2,7 +2,7 @@
 //!
 //! Promises: the directory is 0700 (but where it belongs to somebody else who lets us write) and every file in it 0600; a
 //! symlink in place of a file is never followed; the three files of a database move together, and a move that was cut short
-//! is finished before any of them is opened. Refuses: to make private a directory that others use.
+//! is finished before any of them is opened, also after a power cut. Refuses: to make private a directory that others use.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -83,7 +83,7 @@ impl Files {
             .custom_flags(O_NOFOLLOW)
             .open(&self.database)
             .map_err(StoreError::file("create", &self.database))?;
-        File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(StoreError::file("sync", &self.directory))
+        sync(&self.directory)
     }
 
     /// Takes from others what an older or careless hand gave them.
@@ -117,9 +117,7 @@ impl Files {
             ignore_missing(fs::remove_file(&path)).map_err(StoreError::file("remove", &path))?;
         }
         fs::rename(&rebuilt.database, &self.database).map_err(StoreError::file("put in place", &rebuilt.database))?;
-        File::open(&self.directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(StoreError::file("sync", &self.directory))?;
+        sync(&self.directory)?;
         let marker = aside.with_file_name(UNFINISHED);
         ignore_missing(fs::remove_file(&marker)).map_err(StoreError::file("remove", &marker))
     }
@@ -157,7 +155,8 @@ impl Files {
 
     /// Moves the database, its log and its index together into `corrupt/<name>/`, or to where a move that failed on the way
     /// has left the others; answers where the database is now. The place is marked as unfinished until
-    /// [`Self::put_in_place`].
+    /// [`Self::put_in_place`]. A power cut between two steps leaves what a kill there leaves: each is on the disk before the
+    /// next, for a file system may keep a younger rename and lose an older one.
     pub(super) fn set_aside(&self, name: &str) -> Result<PathBuf, StoreError> {
         if let Some(place) = half_moved(&self.unfinished_places()?) {
             return self.move_to(place);
@@ -172,6 +171,7 @@ impl Files {
         private_directory(&place).map_err(StoreError::file("create the directory", &place))?;
         let marker = place.join(UNFINISHED);
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&marker).map_err(StoreError::file("create", &marker))?;
+        [&place, &corrupt, &self.directory].into_iter().try_for_each(|directory| sync(directory))?;
         self.move_to(&place)
     }
 
@@ -185,6 +185,9 @@ impl Files {
                 // Where the move was cut short a reader may have made a new log, which is not to stand for the moved one.
                 let to = free(place, &format!("{DATABASE}{suffix}"));
                 fs::rename(&from, to).map_err(StoreError::file("move aside", &from))?;
+                // Where it came to first: a file must not be in neither.
+                sync(place)?;
+                sync(&self.directory)?;
             }
         }
         let database = place.join(DATABASE);
@@ -196,9 +199,15 @@ impl Files {
                 .mode(0o600)
                 .open(&database)
                 .map_err(StoreError::file("create", &database))?;
+            sync(place)?;
         }
         Ok(database)
     }
+}
+
+/// What was made, renamed or removed in a directory survives a power cut from here on.
+fn sync(directory: &Path) -> Result<(), StoreError> {
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(StoreError::file("sync", directory))
 }
 
 /// Takes from others a directory that is the store's own.

@@ -253,6 +253,52 @@ fn a_damaged_store_survives_a_kill_and_an_error_at_every_step_of_being_set_aside
     }
 }
 
+/// Not every file system keeps the order in which names changed: what the next step builds on is on the disk before it. What
+/// a power cut leaves between two steps is then what a kill leaves there (the test above).
+#[test]
+fn each_step_of_setting_a_store_aside_is_on_the_disk_before_the_next() {
+    if !disk::strace_works() {
+        return;
+    }
+    let lab = Lab { api: ManagerApi::start(Variant::Upstream), sound: files_of_a_history("a"), foreign: vec![Vec::new(); 3] };
+    let mut daemon = Daemon::builder().api(&lab.api).prepare();
+    fs::create_dir(daemon.store()).expect("the store's directory");
+    for (name, bytes) in FILES.iter().zip(&lab.sound) {
+        fs::write(daemon.store().join(name), bytes).expect("a file of the store");
+    }
+    fs::write(daemon.store().join(FILES[0]), "no database").expect("a file of the store");
+    let trace = daemon.directory().join("trace");
+    daemon.set_wrapper(&disk::trace("rename,renameat,renameat2,fsync,unlink,unlinkat", &trace));
+    daemon.start();
+    let place = fs::read_dir(daemon.store().join("corrupt")).expect("corrupt/").flatten().next().expect("a place").path();
+    let trace = fs::read_to_string(trace).expect("the trace");
+    let lines: Vec<&str> = trace.lines().filter(|line| line.contains("= 0")).collect();
+    let step = |from: usize, what: &str| {
+        let found = lines.iter().skip(from).position(|line| line.contains(what));
+        from + found.unwrap_or_else(|| panic!("{what} does not follow line {from}:\n{trace}"))
+    };
+    let aside = |name: &str| format!("\", \"{}\"", place.join(name).display());
+    let steps = [
+        step(0, &aside("history.db-wal")),
+        step(0, &aside("history.db")),
+        step(0, &format!("salvage\", \"{}\"", daemon.store().join("history.db").display())),
+        step(0, &format!("{}\"", place.join("unfinished").display())),
+    ];
+    let mut begin = 0;
+    for (index, end) in steps.into_iter().enumerate() {
+        assert!(begin <= end, "step {index} comes too early:\n{trace}");
+        let is_synced = |directory: &Path| {
+            let what = format!("<{}>)", directory.display());
+            lines[begin..end].iter().any(|line| line.contains("fsync(") && line.contains(&what))
+        };
+        // The last one only ends what is done: the place itself has not changed since.
+        assert!(is_synced(&daemon.store()), "the store's directory, before step {index}:\n{trace}");
+        assert!(index == 3 || is_synced(&place), "the place, before step {index}:\n{trace}");
+        begin = end;
+    }
+    assert!(step(0, &format!("<{}>)", daemon.store().join("corrupt").display())) < steps[0], "{trace}");
+}
+
 /// A page that is gone takes its own messages along and no others.
 #[test]
 fn one_zeroed_page_costs_its_own_messages_only() {

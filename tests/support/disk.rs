@@ -21,6 +21,12 @@ pub fn inject(calls: &str, what: &str) -> Vec<String> {
     words
 }
 
+/// Words to start a program with so that chosen system calls of it are written to a file, with the paths of descriptors.
+pub fn trace(calls: &str, file: &Path) -> Vec<String> {
+    let words = ["strace", "-D", "-f", "-qq", "-y", "-s", "4096", "-o"].map(str::to_owned);
+    words.into_iter().chain([file.display().to_string(), "-e".to_owned(), format!("trace={calls}")]).collect()
+}
+
 /// Makes system calls of a running process fail or wait, as long as it lives.
 pub struct Injection(Child);
 
