@@ -59,3 +59,4 @@ mod session_ends;
 mod status;
 mod support;
 mod support_self;
+mod wrong_clock;

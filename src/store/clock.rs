@@ -1,4 +1,4 @@
-//! Whether the wall clock can be trusted to delete by age. Pure: it is told both clocks.
+//! Whether the wall clock can be trusted to delete by age, and whether it was set ahead. Pure: it is told both clocks.
 
 use std::time::{Duration, Instant};
 
@@ -14,22 +14,39 @@ const PAUSE: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct ClockWatch {
     last: (Instant, UnixMillis),
     doubtful_until: Option<Instant>,
+    set_ahead: Option<SetAhead>,
+}
+
+/// The wall clock was set ahead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct SetAhead {
+    /// What it would say now if it had not been.
+    pub(super) otherwise: UnixMillis,
+    /// By how much.
+    pub(super) by_ms: i64,
 }
 
 impl ClockWatch {
     pub(super) const fn new(monotonic: Instant, wall: UnixMillis) -> Self {
-        Self { last: (monotonic, wall), doubtful_until: None }
+        Self { last: (monotonic, wall), doubtful_until: None, set_ahead: None }
     }
 
     /// Looks at both clocks; `true` when ages can be trusted now.
     pub(super) fn trusts(&mut self, monotonic: Instant, wall: UnixMillis) -> bool {
         let elapsed = i64::try_from(monotonic.saturating_duration_since(self.last.0).as_millis()).unwrap_or(i64::MAX);
-        let stepped = wall.0.saturating_sub(self.last.1.0).saturating_sub(elapsed).unsigned_abs();
+        let otherwise = UnixMillis(self.last.1.0.saturating_add(elapsed));
+        let by_ms = wall.0.saturating_sub(otherwise.0);
         self.last = (monotonic, wall);
-        if u128::from(stepped) > STEP.as_millis() {
+        if u128::from(by_ms.unsigned_abs()) > STEP.as_millis() {
             self.doubtful_until = Some(monotonic + PAUSE);
+            self.set_ahead = (by_ms > 0).then_some(SetAhead { otherwise, by_ms });
         }
         self.doubtful_until.is_none_or(|until| monotonic >= until)
+    }
+
+    /// Whether the clock was seen to be set ahead since this was last asked.
+    pub(super) const fn take_set_ahead(&mut self) -> Option<SetAhead> {
+        self.set_ahead.take()
     }
 }
 
@@ -50,6 +67,17 @@ mod tests {
             assert!(!watch.trusts(start + 25 * HOUR, UnixMillis(base + 25 * 3_600_000)));
             assert!(watch.trusts(start + 26 * HOUR, UnixMillis(base + 26 * 3_600_000)));
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_ahead_tells_by_how_much_once() {
+        let start = Instant::now();
+        let mut watch = ClockWatch::new(start, UnixMillis(0));
+        watch.trusts(start + HOUR, UnixMillis(1_000_000_000_000));
+        let expected = SetAhead { otherwise: UnixMillis(3_600_000), by_ms: 1_000_000_000_000 - 3_600_000 };
+        assert_eq!((watch.take_set_ahead(), watch.take_set_ahead()), (Some(expected), None));
+        watch.trusts(start + 2 * HOUR, UnixMillis(0));
+        assert_eq!(watch.take_set_ahead(), None, "set back");
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use super::checkpoint::{self, Checkpoint, log_bytes};
-use super::clock::ClockWatch;
+use super::clock::{ClockWatch, SetAhead};
+use super::redating::{self, Redating, TakenIn};
 use super::retention::{self, Aim, Pass, Sweep};
 use super::shared::Shared;
 use super::writer::{Mode, NextIds, Writer, wall_clock};
@@ -26,6 +27,8 @@ const ROOM_STEPS: usize = 4;
 /// What is going on in the house.
 pub(super) struct Housekeeping {
     clock: ClockWatch,
+    taken_in: TakenIn,
+    redating: Option<Redating>,
     unmeasured: u64,
     uncheckpointed: u64,
     pub(super) checkpoint: Checkpoint,
@@ -42,9 +45,11 @@ pub(super) struct Housekeeping {
 }
 
 impl Housekeeping {
-    pub(super) fn new(now: Instant, wall: UnixMillis) -> Self {
+    pub(super) fn new(now: Instant, wall: UnixMillis, next: NextIds) -> Self {
         Self {
             clock: ClockWatch::new(now, wall),
+            taken_in: TakenIn { first_row: next.row, since: wall },
+            redating: None,
             // Measured at the first visit.
             unmeasured: u64::MAX,
             uncheckpointed: 0,
@@ -67,7 +72,7 @@ impl Housekeeping {
 
     /// When to come again without being asked.
     pub(super) fn next_due(&self) -> Instant {
-        if self.pass.is_some() || self.sweep.is_some() {
+        if self.pass.is_some() || self.sweep.is_some() || self.redating.is_some() {
             return Instant::now();
         }
         let due = if self.refusing { self.next_room.min(self.next_pass) } else { self.next_pass };
@@ -130,7 +135,17 @@ fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping
         house.uncheckpointed = 0;
         house.checkpoint.start(shared);
     }
-    let trusts_clock = house.clock.trusts(Instant::now(), wall_clock());
+    let wall = wall_clock();
+    let trusts_clock = house.clock.trusts(Instant::now(), wall);
+    if let Some(SetAhead { otherwise, by_ms }) = house.clock.take_set_ahead() {
+        house.redating = Some(Redating::new(house.taken_in, next.row, otherwise, by_ms));
+        house.taken_in = TakenIn { first_row: next.row, since: wall };
+    }
+    if let Some(work) = &mut house.redating
+        && redating::step(connection, work)?
+    {
+        house.redating = None;
+    }
     if house.unmeasured >= limit / 64 || house.measured_limit != limit {
         measure(shared, connection, house, limit)?;
     }

@@ -37,6 +37,7 @@ mod readers;
 mod reads;
 mod recent;
 mod record;
+mod redating;
 mod repair;
 mod retention;
 mod rows;

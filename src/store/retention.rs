@@ -2,7 +2,7 @@
 //!
 //! Promises: a row leaves only when its session's stored cursor has passed it or it is not to be delivered at all, and it is
 //! not listed as rejected (or, without a Manager API, when it is old enough); de-duplication keys live for the session and a
-//! day; a clock that was ahead for a while and an import keep nothing here for longer that came after.
+//! day; no row leaves by the age of a clock that had no date; a clock that was ahead for a while and an import keep nothing here for longer that came after.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use rusqlite::{Connection, params};
 
 use super::directory::Directory;
 use super::group::in_transaction;
+use super::redating::{self, is_undated};
 use super::rows::{self, cached};
 use super::schema::flags;
 use super::sessions::KEYS_LIVE_MS;
@@ -89,7 +90,7 @@ pub(super) struct Stepped {
 /// One step of a pass.
 pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool, next: NextIds) -> rusqlite::Result<Stepped> {
     let mut stepped = Stepped { finished: true, ..Stepped::default() };
-    let mut leaving = Vec::new();
+    let (mut leaving, mut undated) = (Vec::new(), Vec::new());
     let mut cursors: HashMap<i64, RowId> = HashMap::new();
     let (mut looked_at, mut young) = (0, 0);
     if pass.after == 0 {
@@ -104,6 +105,14 @@ pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool
             let (bits, recorded): (i64, i64) = (row.get(2)?, row.get(3)?);
             pass.after = id;
             looked_at += 1;
+            if let Aim::Age { now, .. } = pass.aim
+                && is_undated(recorded)
+                && !is_undated(now.0)
+            {
+                undated.push((id, now.0));
+                pass.stays(now.0);
+                continue;
+            }
             if let Aim::Age { cutoff, now } = pass.aim
                 && recorded >= cutoff.0
             {
@@ -134,10 +143,15 @@ pub(super) fn step(connection: &Connection, pass: &mut Pass, all_delivered: bool
     if at_the_end && pass.looks_at_all && !pass.leaves_disorder && matches!(pass.aim, Aim::Age { .. }) {
         cached(connection, "DELETE FROM counters WHERE name = ?1")?.execute([OUT_OF_ORDER])?;
     }
-    if leaving.is_empty() {
+    if leaving.is_empty() && undated.is_empty() {
         return Ok(stepped);
     }
     in_transaction(connection, || {
+        for (id, now) in &undated {
+            // They are younger now than what was taken in after them.
+            note_out_of_order(connection)?;
+            redating::date(connection, *id, *now)?;
+        }
         let mut delete = cached(connection, "DELETE FROM messages WHERE id = ?1")?;
         for (id, ..) in &leaving {
             delete.execute([id])?;

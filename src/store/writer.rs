@@ -102,7 +102,7 @@ pub(super) fn wall_clock() -> UnixMillis {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, connection: Connection, next: NextIds) -> Self {
-        let house = Housekeeping::new(Instant::now(), wall_clock());
+        let house = Housekeeping::new(Instant::now(), wall_clock(), next);
         Self { shared, mode: Mode::Running(connection), next, coalesced: Coalesced::default(), house, changes: VecDeque::new() }
     }
 
