@@ -38,6 +38,21 @@ fn unknown_device_waits_alone() {
 }
 
 #[test]
+fn what_one_server_did_not_know_does_not_keep_waiting_for_the_next() {
+    let (first, second) = (ManagerApi::start(Variant::Upstream), ManagerApi::start(Variant::Upstream));
+    second.register(OTHER_MAC);
+    let mut daemon = Daemon::builder().api(&first).set("upload.unknown_device_retry", "'1h'").start();
+    say(&daemon, OTHER_MAC, "s", "Hello");
+    soon("it waits", || daemon.status()["upload"]["devices_waiting"] == 1);
+    daemon.set("manager_api.url", &format!("'{}'", second.url()));
+    daemon.hup();
+    assert_eq!(second.wait_for_rows("s", 1).len(), 1);
+    soon("nothing waits", || daemon.metric("pending") == 0);
+    assert_eq!(daemon.status()["upload"]["devices_waiting"], 0);
+    check_books(&daemon);
+}
+
+#[test]
 fn an_unknown_device_is_given_up_after_the_hold() {
     let api = ManagerApi::start(Variant::Fork);
     let daemon =

@@ -243,6 +243,21 @@ fn an_agent_is_asked_for_once_per_device_and_a_server_without_the_endpoint_once(
 }
 
 #[test]
+fn what_was_said_of_an_agent_is_not_believed_under_another_secret() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register_without_agent(MAC);
+    let daemon = Daemon::start_for(&api);
+    say(&daemon, MAC, "before", "Hello");
+    soon("asked for the agent", || api.count(Endpoint::AgentId) == 1);
+    api.set_secret("another");
+    std::fs::write(daemon.secret_file(), "another").expect("the secret file");
+    daemon.hup();
+    soon("reloaded", || daemon.log().contains("configuration reloaded"));
+    say(&daemon, MAC, "after", "Hello");
+    soon("asked again", || api.count(Endpoint::AgentId) == 2);
+}
+
+#[test]
 fn nothing_that_one_server_said_is_believed_of_the_next() {
     let (upstream, fork) = (ManagerApi::start(Variant::Upstream), ManagerApi::start(Variant::Fork));
     upstream.register(MAC);

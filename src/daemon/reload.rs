@@ -120,6 +120,9 @@ impl Daemon {
         self.settings.send_replace(Arc::new(new));
         if let Server::Changed(api) = &server {
             self.api.send_replace(api.clone());
+        } else {
+            // The secret's file may hold another server's: whoever remembers what the last one said is told.
+            self.api.send_modify(|_| ());
         }
         self.deliveries.reload(server).await;
         info!(changes = changes.len(), has_url, "configuration reloaded");

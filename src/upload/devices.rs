@@ -98,6 +98,12 @@ impl Devices {
         self.waiting.remove(&mac).map(|device| device.parked)
     }
 
+    /// Another server may know them all: those that waited, and their sessions.
+    pub(super) fn forget(&mut self) -> Vec<(MacAddress, Vec<SessionKey>)> {
+        self.timers.clear();
+        self.waiting.drain().map(|(mac, device)| (mac, device.parked)).collect()
+    }
+
     /// Nothing of the device is left to wait for, or one parked session of it is to try.
     pub(super) fn next_trial(&mut self, mac: MacAddress) -> Option<SessionKey> {
         let device = self.waiting.get_mut(&mac)?;

@@ -229,6 +229,17 @@ impl Uploader {
         }
     }
 
+    /// What one server did not know another may: nobody waits for what the last one said.
+    pub(super) fn forget_devices(&mut self) {
+        for (mac, parked) in self.devices.forget() {
+            self.store.clear_waiting(mac);
+            for key in parked {
+                self.queue.unpark(key);
+                self.evaluate(key);
+            }
+        }
+    }
+
     /// One session of a waiting device tries again; where none waits, its next message does.
     pub(super) fn try_device(&mut self, mac: MacAddress) {
         while let Some(key) = self.devices.next_trial(mac) {

@@ -47,6 +47,7 @@ impl Uploader {
             self.api = api;
             self.profile.known = None;
             self.doubt_profile();
+            self.forget_devices();
             self.announce(Change::None);
             if appeared {
                 self.look_through(None);
