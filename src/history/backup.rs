@@ -9,8 +9,7 @@ mod earlier;
 mod json;
 mod lines;
 
-use std::ffi::OsString;
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, DirEntry, File};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -20,15 +19,12 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
-use uuid::Uuid;
 
 use self::earlier::Place;
 use self::json::{MessageJson, SessionJson};
 use self::lines::{Line, Lines};
-use super::name::{date_of, file_name};
+use super::name::{aside_name, date_of, file_name, is_date, of_temporary, temporary_name};
 use super::{MessageRecord, MessageState, SessionRecord};
-
-const TEMPORARY: &str = ".tmp";
 
 /// A backup could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -167,7 +163,7 @@ impl Backup {
     /// What cannot be read may still be the last that there is of the session. Its new name begins and ends as that of a
     /// backup: whatever deletes those deletes it, too.
     fn keep_aside(&self, cause: &io::Error) -> io::Result<()> {
-        let aside = format!("{}.unreadable-{}.json", self.name, Uuid::now_v7().simple());
+        let aside = aside_name(&self.name);
         // A second name, so that there is one under the first at any moment; not every file system has that.
         linkat(&self.directory, self.name.as_str(), &self.directory, aside.as_str(), AtFlags::empty())
             .or_else(|_| renameat(&self.directory, self.name.as_str(), &self.directory, aside.as_str()))?;
@@ -182,7 +178,7 @@ impl Backup {
 
 /// The temporary file of a backup and its name.
 fn make_temporary(directory: &OwnedFd, name: &str) -> io::Result<(String, BufWriter<File>)> {
-    let temporary = format!(".{name}.{}{TEMPORARY}", Uuid::now_v7().simple());
+    let temporary = temporary_name(name);
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let file = openat(directory, temporary.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
     Ok((temporary, BufWriter::with_capacity(1 << 16, File::from(file))))
@@ -213,15 +209,18 @@ pub fn write<'m>(
 /// Removes what a kill in the middle of a backup left behind; for the start, before any backup is begun. Best effort.
 pub fn remove_leftovers(root: &Path) {
     let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
-    for date in entries(root).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
-        for file in entries(&date.path()).filter(|entry| is_temporary(&entry.file_name())) {
+    let is_ours = |entry: &DirEntry| entry.file_name().to_str().is_some_and(is_date);
+    for date in entries(root).filter(|entry| is_ours(entry) && entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        let ours =
+            |entry: &DirEntry| entry.file_name().to_str().is_some_and(|name| of_temporary(name).is_some()) && is_file(entry);
+        for file in entries(&date.path()).filter(ours) {
             let _ = std::fs::remove_file(file.path());
         }
     }
 }
 
-fn is_temporary(name: &OsString) -> bool {
-    name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(TEMPORARY))
+fn is_file(entry: &DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_file())
 }
 
 fn failed(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupError {
@@ -301,7 +300,24 @@ mod tests {
         let path = write(directory.path(), &session, &[]).unwrap();
         std::mem::forget(Backup::begin(directory.path(), &session).unwrap());
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 2);
+        // The directory may be shared: what looks like a temporary file of somebody else's stays.
+        let elsewhere = directory.path().join("theirs");
+        std::fs::create_dir(&elsewhere).unwrap();
+        let foreign = [
+            path.with_file_name(".notes.tmp"),
+            path.with_file_name(format!(".{}.tmp", file_name(&session.identity))),
+            elsewhere.join(temporary_name(&file_name(&session.identity))),
+        ];
+        for path in &foreign {
+            std::fs::write(path, "theirs").unwrap();
+        }
+        let link = path.with_file_name(temporary_name(&file_name(&session.identity)));
+        symlink(&path, &link).unwrap();
         remove_leftovers(directory.path());
+        assert!(foreign.iter().all(|path| path.exists()) && link.is_symlink());
+        for path in foreign.iter().take(2).chain([&link]) {
+            std::fs::remove_file(path).unwrap();
+        }
         remove_leftovers(Path::new("/nonexistent"));
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         assert!(path.exists());

@@ -5,23 +5,23 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::name::file_name;
+use super::name::{backup_of, file_name, is_date};
 use crate::protocol::{MacAddress, SessionId, SessionIdentity};
 
 /// Read at once while files are searched.
 const CHUNK: usize = 1 << 20;
 
 /// Deletes the backups of a device, of a session, or of a device's session; answers how many. What a kill left
-/// half-written of them goes, too.
+/// half-written of them goes, too. What bears no name of ours stays: the directory may be shared.
 ///
 /// # Errors
 /// When one cannot be deleted; the others are.
 pub fn delete_backups(root: &Path, mac: Option<MacAddress>, session_id: Option<&SessionId>) -> io::Result<u64> {
     let (mut deleted, mut failed) = (0, None);
-    for date in entries(root).filter(|path| is_directory(path)) {
+    for date in entries(root).filter(|path| is_date(name_of(path)) && is_directory(path)) {
         for file in entries(&date) {
-            let Some(name) = file.file_name().and_then(|name| name.to_str()) else { continue };
-            if !is_meant(name.trim_start_matches('.'), mac, session_id) {
+            let is_file = file.symlink_metadata().is_ok_and(|metadata| metadata.is_file());
+            if !is_file || !backup_of(name_of(&file)).is_some_and(|name| is_meant(name, mac, session_id)) {
                 continue;
             }
             match fs::remove_file(&file) {
@@ -38,10 +38,7 @@ pub fn delete_backups(root: &Path, mac: Option<MacAddress>, session_id: Option<&
 /// Whether this file is the backup of another device or session.
 #[must_use]
 pub fn is_backup_of_another(file: &Path, mac: Option<MacAddress>, session_id: Option<&SessionId>) -> bool {
-    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let name = name.trim_start_matches('.');
-    let owner = name.split_once('_').and_then(|(owner, _)| owner.parse::<MacAddress>().ok());
-    owner.is_some() && !is_meant(name, mac, session_id)
+    backup_of(name_of(file)).is_some_and(|name| !is_meant(name, mac, session_id))
 }
 
 /// Whether there is a file in this directory or below.
@@ -50,12 +47,17 @@ pub fn holds_files(directory: &Path) -> bool {
     entries(directory).any(|path| !is_directory(&path) || holds_files(&path))
 }
 
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Whether a backup of this name is one of those.
 fn is_meant(name: &str, mac: Option<MacAddress>, session_id: Option<&SessionId>) -> bool {
     let Some((owner, _)) = name.split_once('_') else { return false };
     let Ok(owner) = owner.parse::<MacAddress>() else { return false };
     let of_device = mac.is_none_or(|mac| mac == owner);
-    let of_session = session_id
-        .is_none_or(|session_id| name.starts_with(&file_name(&SessionIdentity { mac: owner, session_id: session_id.clone() })));
+    let of_session =
+        session_id.is_none_or(|session_id| name == file_name(&SessionIdentity { mac: owner, session_id: session_id.clone() }));
     of_device && of_session
 }
 
@@ -122,6 +124,7 @@ fn search(path: &Path, texts: &[String]) -> io::Result<Vec<String>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use super::super::name::{aside_name, temporary_name};
     use super::*;
 
     #[test]
@@ -144,6 +147,37 @@ mod tests {
         assert!(!b.exists() && c.exists());
         assert_eq!(delete_backups(root.path(), None, Some(&id("a"))).unwrap(), 1);
         assert!(!c.exists() && !root.path().join("2025-09-24").exists());
+    }
+
+    #[test]
+    fn what_somebody_else_keeps_there_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let mac: MacAddress = "68:25:dd:ba:39:78".parse().unwrap();
+        let ours = file_name(&SessionIdentity { mac, session_id: SessionId::new("a").unwrap() });
+        let (date, theirs) = (root.path().join("2025-09-24"), root.path().join("theirs"));
+        let empty = root.path().join("empty");
+        for directory in [&date, &theirs, &empty] {
+            fs::create_dir(directory).unwrap();
+        }
+        let kept = [
+            date.join("6825ddba3978_notes.txt"),
+            date.join("6825ddba3978_a_list_of_mine.json"),
+            date.join(format!("{ours}.gz")),
+            date.join(format!(".{ours}.swp")),
+            theirs.join(&ours),
+        ];
+        for path in &kept {
+            fs::write(path, "theirs").unwrap();
+        }
+        let gone = [ours.clone(), temporary_name(&ours), aside_name(&ours)].map(|name| date.join(name));
+        for path in &gone {
+            fs::write(path, "ours").unwrap();
+        }
+        let link = date.join(temporary_name(&ours));
+        std::os::unix::fs::symlink(&kept[0], &link).unwrap();
+        assert_eq!(delete_backups(root.path(), Some(mac), None).unwrap(), 3);
+        assert!(kept.iter().all(|path| path.exists()) && link.is_symlink() && empty.exists());
+        assert!(!gone.iter().any(|path| path.exists()));
     }
 
     #[test]
