@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::support::daemon::Builder;
 use crate::support::disk::SmallDisk;
 use crate::support::eventually::{SOON, always};
 use crate::support::loop_disk::{Journaled, LoopDisk, store_on};
@@ -51,6 +52,25 @@ fn delivered_before(daemon: &Daemon) -> Producer {
     producer
 }
 
+/// A small disk, a Manager API, and a daemon that is to keep its store there.
+fn on_a_small_disk() -> Option<(SmallDisk, ManagerApi, Builder)> {
+    let (disk, api) = (SmallDisk::mount("4m")?, api());
+    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
+    Some((disk, api, daemon))
+}
+
+/// Something was delivered; since then the disk is full and the API away, and something was said.
+fn without_disk_and_api() -> Option<(SmallDisk, ManagerApi, Daemon, Oracle, Producer)> {
+    let (disk, api, daemon) = on_a_small_disk()?;
+    let daemon = daemon.start();
+    let oracle = Oracle::new(&daemon);
+    let mut producer = delivered_before(&daemon);
+    api.stop();
+    disk.fill();
+    speak_until_it_fails(&daemon, &mut producer, "full");
+    Some((disk, api, daemon, oracle, producer))
+}
+
 /// As the real client does: whenever it is sent away it comes back and sends again what was not acknowledged.
 fn persist(daemon: &Daemon, producer: &mut Producer) {
     let last = producer.said().len() as u64;
@@ -64,9 +84,7 @@ fn persist(daemon: &Daemon, producer: &mut Producer) {
 
 #[test]
 fn delivered_messages_that_the_archive_will_lack_are_one_error() {
-    let Some(disk) = SmallDisk::mount("4m") else { return };
-    let api = api();
-    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
+    let Some((disk, _api, daemon)) = on_a_small_disk() else { return };
     let daemon = daemon.set("store.shelf_bytes", "'64 KiB'").start();
     let mut producer = Producer::connected(&daemon, MAC, "s");
     disk.fill();
@@ -83,11 +101,8 @@ fn delivered_messages_that_the_archive_will_lack_are_one_error() {
 
 #[test]
 fn full_disk_then_space() {
-    let Some(disk) = SmallDisk::mount("4m") else { return };
-    let api = api();
-    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
-    let daemon = daemon.set("store.shelf_bytes", "'128 KiB'");
-    let mut daemon = daemon.start();
+    let Some((disk, api, daemon)) = on_a_small_disk() else { return };
+    let mut daemon = daemon.set("store.shelf_bytes", "'128 KiB'").start();
     let mut oracle = Oracle::new(&daemon);
     // While the store cannot be written a restart may repeat what was delivered meanwhile; within one life nothing does.
     let mut producer = Producer::connected(&daemon, MAC, "s");
@@ -175,15 +190,7 @@ fn a_message_rejected_while_the_disk_is_full_is_not_acked_before_it_is_durable()
 /// What stands in memory alone is no better kept for having been asked about.
 #[test]
 fn who_comes_back_while_disk_and_api_are_away_is_told_to_keep_what_no_ack_was_for() {
-    let Some(disk) = SmallDisk::mount("4m") else { return };
-    let api = api();
-    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
-    let mut daemon = daemon.start();
-    let mut oracle = Oracle::new(&daemon);
-    let mut producer = delivered_before(&daemon);
-    api.stop();
-    disk.fill();
-    speak_until_it_fails(&daemon, &mut producer, "full");
+    let Some((disk, api, mut daemon, mut oracle, mut producer)) = without_disk_and_api() else { return };
     let acked = producer.acked();
     assert!(acked < producer.said().len() as u64);
     producer.connect(&daemon);
@@ -205,13 +212,7 @@ fn who_comes_back_while_disk_and_api_are_away_is_told_to_keep_what_no_ack_was_fo
 /// An ack does not say of which stream it is.
 #[test]
 fn an_ack_that_comes_late_is_none_for_the_stream_that_began_meanwhile() {
-    let Some(disk) = SmallDisk::mount("4m") else { return };
-    let api = api();
-    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper()).start();
-    let mut producer = delivered_before(&daemon);
-    api.stop();
-    disk.fill();
-    speak_until_it_fails(&daemon, &mut producer, "full");
+    let Some((_disk, api, daemon, _, _producer)) = without_disk_and_api() else { return };
     let mut agent = Agent::connect(&daemon);
     assert_eq!(agent.bind_stream(MAC, "left", "left"), 0);
     let line = |seq: u64| json!({ "type": "message", "chat_type": 1, "content": format!("{seq} of it"), "seq": seq });
@@ -382,16 +383,8 @@ fn reads_that_fail_for_a_while_lose_nothing() {
 
 #[test]
 fn sigterm_with_a_full_disk_ends_in_time_and_keeps_what_was_acknowledged() {
-    let Some(disk) = SmallDisk::mount("4m") else { return };
-    let api = api();
-    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
-    let mut daemon = daemon.start();
-    let mut oracle = Oracle::new(&daemon);
-    let mut producer = delivered_before(&daemon);
-    // What is said now can neither be written nor delivered.
-    api.stop();
-    disk.fill();
-    speak_until_it_fails(&daemon, &mut producer, "full");
+    // What was said last can neither be written nor delivered.
+    let Some((disk, api, mut daemon, mut oracle, mut producer)) = without_disk_and_api() else { return };
     let acked = producer.acked();
     assert!(daemon.term(SOON).success());
     assert!(daemon.log().contains("never acknowledged and are lost"), "a loss is said: {}", daemon.log());
