@@ -2,7 +2,7 @@
 //! waits for it, and nothing is lost without it.
 //!
 //! Promises: one question at a time, and only while the gate is open; an answer ("none" included) is remembered per
-//! device for an hour, and that a server has no such endpoint as long; nothing beyond a change of server or secret.
+//! device for an hour, and that a server has no such endpoint as long; nothing beyond a reload.
 //! Source: Manager API, `GET {url}/agent/device/{mac12}/agent-id`.
 
 use std::collections::HashMap;
