@@ -300,6 +300,45 @@ fn slowloris() {
     oracle.check(&daemon, &api);
 }
 
+/// The beginning of a line that nobody finishes, as far as the daemon takes it.
+fn begin_a_long_line(daemon: &Daemon, bytes: usize) -> UnixStream {
+    let mut client = UnixStream::connect(daemon.socket()).unwrap();
+    client.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+    // An error: it is held back.
+    let _ = client.write_all(&vec![b'x'; bytes]);
+    client
+}
+
+#[test]
+fn clients_that_never_finish_a_long_line_share_one_memory_and_cost_the_others_nothing() {
+    const COUNT: usize = 200;
+    let daemon = Daemon::builder().start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "warm");
+    producer.wait_until_acked();
+    let before = daemon.rss();
+    let crowd: Vec<UnixStream> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..COUNT).map(|_| scope.spawn(|| begin_a_long_line(&daemon, 3_900_000))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let after = daemon.rss();
+    eprintln!("{COUNT} long lines that end nowhere: {} more", mebibytes(after.saturating_sub(before)));
+    let bound = 64 * MEBIBYTE + COUNT as u64 * 96 * 1024 + 8 * MEBIBYTE;
+    assert!(after <= before + bound, "{} for {COUNT} unfinished lines", mebibytes(after - before));
+    producer.say(1, "beside them");
+    producer.wait_until_acked();
+
+    // All but so many as fill the memory twice go; those stay as long as they may.
+    let crowd: Vec<UnixStream> = crowd.into_iter().take(40).collect();
+    let long = "y".repeat(3_900_000);
+    producer.say(1, &long);
+    eventually(SOON, "its turn comes", || (producer.acked() == 3).then_some(()));
+    assert!(daemon.labelled("refusals", "overloaded") > 0, "who held the memory was sent away");
+    drop(crowd);
+    soon("all of them are gone", || daemon.status()["connections"] == 1);
+    assert_eq!(daemon.metric("pending"), 3);
+}
+
 /// A host with a hundred sessions has a line now and then: what it costs is mostly wake-ups.
 #[test]
 fn a_lone_line_wakes_the_intake_once_and_its_ack_wakes_it_not_at_all() {

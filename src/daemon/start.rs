@@ -19,8 +19,7 @@ use crate::exit::Exit;
 use crate::history::backup_task::{self, BackupRequests};
 use crate::history::change::{Backups, Changes};
 use crate::history::search::SearchIndex;
-use crate::intake::connection::Surroundings;
-use crate::intake::{Intake, ListenError, Listener, ServerSocket};
+use crate::intake::{Intake, ListenError, Listener, ServerSocket, Surroundings};
 use crate::lane;
 use crate::manager_api::ManagerApi;
 use crate::observe::Metrics;
@@ -100,16 +99,7 @@ impl Daemon {
         let (taking_in, sending) = (lane::start("intake")?, lane::start("upload")?);
         let (agents, lookups) = AgentDirectory::new();
         let registry = Registry::new(store.clone(), settings.clone(), Arc::clone(&metrics), agents);
-        let around = Surroundings {
-            registry: registry.clone(),
-            deliveries: deliveries.clone(),
-            settings: settings.clone(),
-            metrics: Arc::clone(&metrics),
-            refused_lines: Arc::default(),
-            refused_sessions: Arc::default(),
-            draining: CancellationToken::new(),
-            cut_off: CancellationToken::new(),
-        };
+        let around = Surroundings::new(registry.clone(), deliveries.clone(), settings.clone(), Arc::clone(&metrics));
         // Last of all: what a producer writes from here on is taken in, for nothing is left that could fail.
         let socket = match adopted {
             Some(adopted) => adopted,

@@ -1,17 +1,15 @@
 //! One producer's connection: reads lines, hands their events to the sessions they name, writes what is to be said.
 
+mod ending;
 mod refusals;
 
-use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::task::yield_now;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
@@ -19,20 +17,20 @@ use self::refusals::too_long;
 use super::binding::{self, Bound};
 use super::flush;
 use super::lines::{LineItem, Lines};
+use super::long_lines::{FREE_BYTES, Room};
 use super::outbox::Outbox;
 use super::stream::Stream;
+use super::surroundings::Surroundings;
 use crate::clock::wall_clock;
-use crate::config::Settings;
-use crate::observe::{Metrics, Skip, Throttle};
+use crate::observe::Skip;
 use crate::protocol::reply::Reply;
 use crate::protocol::{
     Command, DecodeOptions, Flush, Line, LiveKitEvent, Refusal, RefusalCode, SessionIdentity, SessionStart, Target, UnixMillis,
     decode, starts_a_session,
 };
 use crate::session::actor::BindRefused;
-use crate::session::{Batch, Entry, Event, Input, ProducerLink, Registry, SessionRef};
+use crate::session::{Batch, Entry, Event, Input, ProducerLink, SessionRef};
 use crate::store::{NoRoom, Settled};
-use crate::upload::Deliveries;
 
 /// Lines handed to a session at once.
 const BATCH_LINES: usize = 256;
@@ -40,41 +38,16 @@ const BATCH_LINES: usize = 256;
 /// Flushes one connection may have under way.
 const MAX_FLUSHES: usize = 64;
 
-/// How long a client that will send nothing more may wait for its last acks.
-const LINGER: Duration = Duration::from_secs(30);
-
-/// How long one that was told a fatal error may: it wants to come back, and what is not acked by then it sends again.
-const LINGER_AFTER_FATAL: Duration = Duration::from_secs(1);
-
 /// How long a stream that is left for another may wait for its last acks.
 const LINGER_ON_A_STREAM: Duration = Duration::from_millis(200);
-
-/// What every connection works with.
-#[derive(Clone)]
-pub struct Surroundings {
-    /// The sessions.
-    pub registry: Registry,
-    /// Asked by `flush`.
-    pub deliveries: Deliveries,
-    /// The settings of the moment.
-    pub settings: watch::Receiver<Arc<Settings>>,
-    /// The books.
-    pub metrics: Arc<Metrics>,
-    /// Refused lines are told of once a minute for each code, whoever sends them.
-    pub refused_lines: Arc<Mutex<HashMap<RefusalCode, Throttle>>>,
-    /// So are lines of sessions for which there is no room.
-    pub refused_sessions: Arc<Mutex<Throttle>>,
-    /// The daemon is stopping: say so, read what is there, end.
-    pub draining: CancellationToken,
-    /// The time for that is over.
-    pub cut_off: CancellationToken,
-}
 
 /// Lines that wait to be handed over together.
 struct Gathered {
     identity: SessionIdentity,
     entries: Vec<Entry>,
     last_seq: Option<u64>,
+    /// That of the long line among them.
+    share: Option<OwnedSemaphorePermit>,
 }
 
 /// What a look into the socket's buffer found.
@@ -84,6 +57,8 @@ enum Read {
     Empty,
     /// There may be more.
     More,
+    /// There is no room for more of the line that is under way.
+    NoRoom,
     /// Nothing more is to be read, ever.
     Ended,
 }
@@ -92,6 +67,8 @@ enum Read {
 pub struct Connection {
     stream: Stream,
     lines: Lines,
+    /// Held while a long line is under way.
+    room: Option<Room>,
     /// The longest line: as it was when the client came, for it was told so.
     max_line_bytes: usize,
     outbox: Arc<Outbox>,
@@ -121,6 +98,7 @@ impl Connection {
         Ok(Self {
             stream,
             lines: Lines::new(max_line_bytes),
+            room: None,
             max_line_bytes,
             outbox,
             link: Arc::default(),
@@ -154,41 +132,51 @@ impl Connection {
     async fn converse(&mut self) -> io::Result<()> {
         let outbox = Arc::clone(&self.outbox);
         let draining = self.around.draining.clone();
-        let cut_off = self.around.cut_off.clone();
         loop {
             let written = outbox.write_to(&self.stream);
             self.stream.listen_for_room(!written);
             if outbox.is_closing() {
                 return Box::pin(self.say_last_words()).await;
             }
+            let lacks_room = self.lacks_room();
             // What is done is boxed: a connection that waits is small, and nearly all of them wait.
             tokio::select! {
-                readable = self.stream.readable() => {
+                readable = self.stream.readable(), if !lacks_room => {
                     readable?;
                     match Box::pin(self.read()).await? {
                         Read::Ended => return Box::pin(self.say_last_words()).await,
-                        Read::Empty => {}
+                        Read::Empty | Read::NoRoom => {}
                         // The thread is everybody's: who never stops talking waits for the others.
                         Read::More => yield_now().await,
                     }
                 }
+                room = self.around.long_lines.room(self.max_line_bytes), if lacks_room => self.room = Some(room),
+                () = self.around.long_lines.overdue(self.room.as_ref()), if self.room.is_some() => self.give_up_the_line(),
                 () = outbox.changed() => {}
                 room = self.stream.room(), if !written => room?,
                 () = draining.cancelled() => {
                     outbox.say(&Reply::Draining);
-                    // What the client has written is in our buffer already: read until it is empty.
-                    while !cut_off.is_cancelled() && Box::pin(self.read()).await? == Read::More {
-                        yield_now().await;
-                    }
+                    Box::pin(self.read_what_is_written()).await?;
                     return Box::pin(self.say_last_words()).await;
                 }
             }
         }
     }
 
+    /// Whether the next bytes of the line under way have no place yet.
+    fn lacks_room(&self) -> bool {
+        self.room.is_none() && self.lines.is_long()
+    }
+
     /// Takes what is there, at most a few buffers, so that many connections share the thread.
     async fn read(&mut self) -> io::Result<Read> {
         for _ in 0..4 {
+            if self.lacks_room() {
+                self.room = self.around.long_lines.try_room(self.max_line_bytes);
+                if self.room.is_none() {
+                    return Ok(Read::NoRoom);
+                }
+            }
             match self.stream.try_read(self.lines.read_target()) {
                 Ok(0) => {
                     self.work_off(true).await;
@@ -233,6 +221,7 @@ impl Connection {
                 None => break,
             };
             self.around.metrics.lines.increment();
+            let is_long = matches!(item, LineItem::Line { bytes, .. } if bytes.len() >= FREE_BYTES);
             let (number, decoded) = match item {
                 LineItem::Line { number, bytes } => {
                     let decoded = decode(bytes, &options);
@@ -257,6 +246,17 @@ impl Connection {
                 }
                 Err(refusal) => self.refuse(refusal, number).await,
             }
+            if is_long
+                && let Some(gathered) = &mut self.gathered
+                && let Some(room) = self.room.take()
+            {
+                // It takes its share with it, and once: its bytes are decoded.
+                gathered.share = Some(room.into_share());
+                lines.shrink();
+            }
+        }
+        if !lines.is_long() {
+            self.room = None;
         }
         self.hand_over().await;
         self.lines = lines;
@@ -304,7 +304,8 @@ impl Connection {
         if self.gathered.as_ref().is_some_and(|gathered| gathered.entries.len() >= BATCH_LINES || gathered.identity != identity) {
             self.hand_over().await;
         }
-        let gathered = self.gathered.get_or_insert_with(|| Gathered { identity, entries: Vec::new(), last_seq: None });
+        let gathered =
+            self.gathered.get_or_insert_with(|| Gathered { identity, entries: Vec::new(), last_seq: None, share: None });
         // A line that is said again may stand behind higher ones.
         gathered.last_seq = entry.seq.max(gathered.last_seq);
         gathered.entries.push(entry);
@@ -326,7 +327,7 @@ impl Connection {
 
     /// Hands the gathered lines to their session.
     async fn hand_over(&mut self) {
-        let Some(Gathered { identity, entries, last_seq }) = self.gathered.take() else { return };
+        let Some(Gathered { identity, entries, last_seq, share }) = self.gathered.take() else { return };
         let bound = self.bound.as_ref().filter(|bound| bound.identity == identity);
         let stream = bound.and_then(|bound| bound.stream.clone());
         let wants_acks = self.bound.as_ref().and_then(|bound| bound.ack).unwrap_or(true);
@@ -345,7 +346,7 @@ impl Connection {
                 outbox.overloaded(lines, ticket, last_seq, fatal, why);
             }
         });
-        let batch = Batch { entries, stream, link: Arc::clone(&self.link), recorded: self.read_at, on_settled };
+        let batch = Batch { entries, stream, link: Arc::clone(&self.link), recorded: self.read_at, on_settled, share };
         let Ok(session) = self.session(&identity) else {
             self.around.metrics.skipped.add(Skip::Overloaded, batch.entries.iter().map(|entry| entry.event.weight()).sum());
             self.tell_of_too_many_sessions(&identity, lines);
@@ -463,30 +464,6 @@ impl Connection {
         self.named = None;
         if let Some(Bound { session, .. }) = self.bound.take() {
             session.send_and_leave(Input::ProducerLeft).await;
-        }
-    }
-
-    /// The client sends nothing more (or is sent away): it still gets its acks and answers.
-    async fn say_last_words(&mut self) -> io::Result<()> {
-        let began = Instant::now();
-        self.flushes.close();
-        let outbox = Arc::clone(&self.outbox);
-        outbox.watch(true);
-        loop {
-            let written = outbox.write_to(&self.stream);
-            self.stream.listen_for_room(!written);
-            let fatal = outbox.is_closing();
-            if written && outbox.is_done() && (fatal || self.flushes.is_empty()) {
-                return Ok(());
-            }
-            let deadline = began + if fatal { LINGER_AFTER_FATAL } else { LINGER };
-            tokio::select! {
-                () = outbox.changed() => {}
-                () = self.flushes.wait(), if !self.flushes.is_empty() => {}
-                room = self.stream.room(), if !written => room?,
-                () = self.around.cut_off.cancelled() => return Ok(()),
-                () = tokio::time::sleep_until(deadline) => return Ok(()),
-            }
         }
     }
 }

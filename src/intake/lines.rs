@@ -14,6 +14,8 @@
 
 use bytes::{Buf, BytesMut};
 
+use super::long_lines::FREE_BYTES;
+
 /// Room offered to a read. Larger lines grow it, so that a megabyte does not take hundreds of reads.
 const READ_BYTES: usize = 8 * 1024;
 const LARGEST_READ_BYTES: usize = 256 * 1024;
@@ -60,8 +62,23 @@ impl Lines {
     /// read, and take all lines out before calling it again: that is what bounds it.
     pub fn read_target(&mut self) -> &mut BytesMut {
         self.discard_consumed();
-        self.buffer.reserve(self.buffer.len().clamp(READ_BYTES, LARGEST_READ_BYTES));
+        let length = self.buffer.len();
+        // Up to the free bytes and no further: what comes after them must be asked for.
+        let free = FREE_BYTES.checked_sub(length).filter(|&free| free > 0);
+        self.buffer.reserve(length.clamp(READ_BYTES, LARGEST_READ_BYTES).min(free.unwrap_or(LARGEST_READ_BYTES)));
         &mut self.buffer
+    }
+
+    /// Whether the unfinished line is so long that its next bytes need room. Ask when all complete lines are taken out.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        !self.skipping && self.buffer.len() - self.consumed >= FREE_BYTES
+    }
+
+    /// The number of the unfinished line.
+    #[must_use]
+    pub fn next_number(&self) -> u64 {
+        self.number + 1
     }
 
     /// The next complete line, or `None`: read more.

@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::connection::{Connection, Surroundings};
+use super::connection::Connection;
 use super::socket::PathGuard;
 use super::stream::listen;
+use super::surroundings::Surroundings;
 use crate::observe::Throttle;
 use crate::protocol::RefusalCode;
 use crate::protocol::reply::Reply;

@@ -221,7 +221,7 @@ pub enum RefusalCode {
     UnsupportedVersion,
     /// Twenty refused lines in a row. Fatal.
     TooManyErrors,
-    /// No room left in store or memory: the line was not taken. Fatal on a stream.
+    /// No room left in store or memory: the line was not taken. Fatal on a stream, and for a line that is not finished.
     Overloaded,
     /// `socket.max_connections` reached. Fatal.
     TooManyConnections,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -83,6 +83,8 @@ pub struct Batch {
     pub recorded: UnixMillis,
     /// Told what became of them, after their effects are durable.
     pub on_settled: OnSettled,
+    /// Their share of the memory for long lines: given back when the store has them.
+    pub share: Option<OwnedSemaphorePermit>,
 }
 
 /// What can be handed to an actor.
@@ -307,7 +309,7 @@ impl Actor {
     async fn take(&mut self, batch: Batch) {
         self.taken_anything = true;
         self.conversation.touch();
-        let Batch { entries, stream, link, recorded, on_settled } = batch;
+        let Batch { entries, stream, link, recorded, on_settled, share: _share } = batch;
         let context = Arc::clone(&self.context);
         let weight: u64 = entries.iter().map(|entry| entry.event.weight()).sum();
         let mut closed = self.framework_closed;

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use tracing::{debug, error, warn};
 
+use super::super::long_lines::{FREE_BYTES, PATIENCE};
 use super::{Connection, Event};
 use crate::observe::Skip;
 use crate::protocol::reply::Reply;
@@ -39,6 +40,17 @@ impl Connection {
     pub(super) fn refuse_fatally(&self, refusal: Refusal, number: u64) {
         self.book(&refusal);
         self.outbox.say(&Reply::refused(refusal, number, true));
+    }
+
+    /// A long line has had its time, and others wait for the room it holds.
+    pub(super) fn give_up_the_line(&self) {
+        let limit = FREE_BYTES / 1024;
+        let message = format!(
+            "the line is longer than {limit} KiB and was not finished within {} s while others waited for room (send it again)",
+            PATIENCE.as_secs()
+        );
+        let refusal = Refusal { code: RefusalCode::Overloaded, field: None, message: message.into(), seq: None };
+        self.refuse_fatally(refusal, self.lines.next_number());
     }
 
     fn book(&self, refusal: &Refusal) {
