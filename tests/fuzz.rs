@@ -233,7 +233,7 @@ fn check_decoded(bytes: &[u8]) -> Result<Line, Refusal> {
                 );
             }
             match &line.command {
-                Command::Message(message) | Command::LiveKit(LiveKitEvent::Item(message)) => check_message(message),
+                Command::Message(message) | Command::LiveKit(LiveKitEvent::Item { message, .. }) => check_message(message),
                 Command::LiveKit(LiveKitEvent::Tools(records)) => records.iter().for_each(check_message),
                 Command::LiveKit(LiveKitEvent::FinalTranscript(said)) => {
                     assert!(is_clean(&said.text) && !said.text.is_empty(), "{:?}", said.text);

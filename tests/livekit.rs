@@ -197,3 +197,28 @@ fn a_late_transcript_of_the_last_item_before_a_restart_is_no_second_message() {
     assert_eq!((daemon.labelled("skipped", "superseded"), daemon.metric("pending")), (1, 600));
     check_books(&daemon);
 }
+
+/// As a real session emits it: the words are recognised, a line is typed before their turn ends, then they become an item.
+#[test]
+fn what_is_typed_while_somebody_speaks_doubles_no_sentence() {
+    for (version, fixture) in FIXTURES {
+        let events: Vec<&str> = fixture.lines().collect();
+        let of = |wanted: fn(&Value) -> bool| {
+            let position = events.iter().position(|line| wanted(&serde_json::from_str(line).unwrap()));
+            events[position.expect("the recording has one")]
+        };
+        let recognised = of(|event| event["type"] == "user_input_transcribed" && event["is_final"] == true);
+        let spoken = of(|event| event["item"]["role"] == "user");
+        let typed = of(|event| event["item"]["role"] == "user" && event["item"]["transcript_confidence"].is_null());
+        let daemon = Daemon::builder().start();
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(MAC, ROOM);
+        for line in [recognised, typed, spoken] {
+            agent.text(line);
+        }
+        agent.end();
+        assert_eq!(agent.flush("durable")["ok"], true);
+        assert_eq!((daemon.metric("pending"), daemon.labelled("skipped", "superseded")), (2, 1), "{version}");
+        check_books(&daemon);
+    }
+}

@@ -290,7 +290,9 @@ impl Connection {
         let metrics = &self.around.metrics;
         metrics.received.add(event.weight());
         let (messages, replaced) = match event {
-            Event::Message(message) | Event::LiveKit(LiveKitEvent::Item(message)) => (std::slice::from_ref(message), false),
+            Event::Message(message) | Event::LiveKit(LiveKitEvent::Item { message, .. }) => {
+                (std::slice::from_ref(message), false)
+            }
             Event::LiveKit(LiveKitEvent::Tools(records)) => (records.as_slice(), false),
             Event::LiveKit(LiveKitEvent::FinalTranscript(transcript)) => (&[][..], transcript.time_replaced),
             _ => (&[][..], false),

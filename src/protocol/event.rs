@@ -129,8 +129,14 @@ pub struct Transcript {
 /// A LiveKit event, reduced to what history needs.
 #[derive(Clone, PartialEq, Debug)]
 pub enum LiveKitEvent {
-    /// `conversation_item_added` with a message of the user or the assistant. `event_id` is the item's id.
-    Item(Message),
+    /// `conversation_item_added` with a message of the user or the assistant.
+    Item {
+        /// What was said. `event_id` is the item's id.
+        message: Message,
+        /// The framework tells how sure its recogniser was, so it was spoken. Else it was typed, or heard by a realtime
+        /// model.
+        recognised: bool,
+    },
     /// `user_input_transcribed` with `is_final`.
     FinalTranscript(Transcript),
     /// `function_tools_executed`: one message of type [`ChatType::Tool`] per call and per result, in order.

@@ -65,7 +65,7 @@ fn message(event: &Fields<'_>, item: &Fields<'_>, options: &DecodeOptions) -> Re
             extra.add(field.name(), value);
         }
     }
-    Ok(LiveKitEvent::Item(Message {
+    let message = Message {
         chat_type,
         content: clean(text),
         time,
@@ -75,7 +75,8 @@ fn message(event: &Fields<'_>, item: &Fields<'_>, options: &DecodeOptions) -> Re
         audio: None,
         audio_invalid: false,
         extra: extra.finish(),
-    }))
+    };
+    Ok(LiveKitEvent::Item { message, recognised: item.raw(Field::TranscriptConfidence).is_some() })
 }
 
 /// String parts and transcripts of audio parts, one a line, in order. A plain string is what frameworks before 1.0 send.

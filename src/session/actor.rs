@@ -350,7 +350,7 @@ impl Actor {
             let ends = matches!(event, Event::End(_));
             match &event {
                 Event::LiveKit(LiveKitEvent::Close { .. }) => closed = true,
-                Event::Message(_) | Event::LiveKit(LiveKitEvent::Item(_)) => closed = false,
+                Event::Message(_) | Event::LiveKit(LiveKitEvent::Item { .. }) => closed = false,
                 _ => {}
             }
             memory.apply(seq, stream.as_ref(), event, send_tools, &context.metrics, &mut draft);

@@ -179,7 +179,7 @@ impl Memory {
 
     fn livekit(&mut self, event: LiveKitEvent, send_tools: bool, metrics: &Metrics, draft: &mut Draft) {
         match event {
-            LiveKitEvent::Item(message) => self.item(message, send_tools, draft),
+            LiveKitEvent::Item { message, recognised } => self.item(message, recognised, send_tools, draft),
             LiveKitEvent::FinalTranscript(transcript) => self.transcript(transcript, draft),
             LiveKitEvent::Tools(records) if records.is_empty() => draft.skip(Skip::Ignored, 1),
             LiveKitEvent::Tools(records) => {
@@ -200,13 +200,13 @@ impl Memory {
         }
     }
 
-    fn item(&mut self, message: Message, send_tools: bool, draft: &mut Draft) {
+    fn item(&mut self, message: Message, recognised: bool, send_tools: bool, draft: &mut Draft) {
         if self.is_duplicate(message.event_id.as_deref()) {
             draft.skip(Skip::Duplicate, 1);
             return;
         }
         let steps = match message.chat_type {
-            ChatType::User => self.turns.user_item(message.event_id.as_deref(), &message.content),
+            ChatType::User => self.turns.user_item(message.event_id.as_deref(), &message.content, recognised),
             ChatType::Agent | ChatType::Tool => Vec::new(),
         };
         self.steps(steps, draft);

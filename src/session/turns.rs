@@ -3,12 +3,14 @@
 //! The framework's truth is the item, but it loses what the user said last (hang-up before the end of the turn, talking
 //! over an uninterruptible speech): then only the recogniser's final transcript is left. So finals are held. An item of
 //! the user supersedes those it covers; older ones that it does not cover never became an item and are emitted before
-//! it; younger ones belong to the next turn and stay held. What is still held at the end is emitted.
+//! it; younger ones belong to the next turn and stay held. What is still held at the end is emitted. An item that was not
+//! recognised and covers none of them was typed while somebody spoke: they stay held for the item of what was spoken.
 //!
 //! Promises: every final ends in exactly one of [`Step::Drop`], [`Step::Supersede`] and [`Step::Emit`]; emission keeps
 //! the order of holding; a final is superseded only by an item that names it or holds its words; the state is bounded;
 //! [`Turns::restore`] from the side table goes on as if nothing had happened. Pure: no clock, no IO.
-//! Refuses: to guess. A turn that agent code rewrote is a new turn unless the framework names the item, so the words
+//! Refuses: to guess. Words that are typed in the very moment in which they are said count once, for the items of realtime
+//! models look like typed ones. A turn that agent code rewrote is a new turn unless the framework names the item, so the words
 //! recognised and the item both stand. A user item after the reply it prompted (realtime models) is an item like any
 //! other: replies touch nothing here.
 //!
@@ -89,16 +91,22 @@ impl Turns {
         steps
     }
 
-    /// Takes in an item of the user with its cleaned text. All steps come before the item itself. An item without text
-    /// says nothing, so it supersedes nothing, not even a transcript that names it.
-    pub fn user_item(&mut self, item_id: Option<&str>, text: &str) -> Vec<Step> {
+    /// Takes in an item of the user with its cleaned text, and whether the framework says that its recogniser heard it. All
+    /// steps come before the item itself. An item without text says nothing, so it supersedes nothing, not even a transcript
+    /// that names it.
+    pub fn user_item(&mut self, item_id: Option<&str>, text: &str, recognised: bool) -> Vec<Step> {
         if text.is_empty() || item_id.is_some_and(|id| !self.items.insert(id)) {
             return Vec::new();
         }
         let named: Vec<bool> =
             self.held.iter().map(|held| held.item_id.is_some() && held.item_id.as_deref() == item_id).collect();
         let covered = if named.contains(&true) { named } else { self.covered_by_text(item_id, text) };
-        let settled = covered.iter().rposition(|&covered| covered).map_or(self.held.len(), |last| last + 1);
+        let settled = match covered.iter().rposition(|&covered| covered) {
+            Some(last) => last + 1,
+            None if recognised => self.held.len(),
+            // What was said meanwhile may become an item yet.
+            None => 0,
+        };
         let settled: Vec<HeldTranscript> = self.held.drain(..settled).collect();
         let steps = settled.into_iter().zip(covered);
         steps

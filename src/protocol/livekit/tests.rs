@@ -18,7 +18,7 @@ fn item_with(fields: &str) -> String {
 
 fn message_of(fields: &str) -> Message {
     match read(&item_with(fields)).unwrap() {
-        LiveKitEvent::Item(message) => message,
+        LiveKitEvent::Item { message, .. } => message,
         other => panic!("{other:?}"),
     }
 }
@@ -211,7 +211,7 @@ fn every_line_of_a_real_session_is_understood() {
         let events: Vec<LiveKitEvent> = fixture.lines().map(|line| read(line).unwrap()).collect();
         assert_eq!(events.len(), lines);
         let items: Vec<&Message> =
-            events.iter().filter_map(|e| if let LiveKitEvent::Item(m) = e { Some(m) } else { None }).collect();
+            events.iter().filter_map(|e| if let LiveKitEvent::Item { message: m, .. } = e { Some(m) } else { None }).collect();
         assert_eq!(items.len(), 16);
         assert_eq!(items.iter().filter(|m| m.chat_type == ChatType::User).count(), 7);
         assert!(items.iter().all(|m| m.event_id.is_some() && !m.content.is_empty() && !m.time_replaced));

@@ -50,7 +50,11 @@ impl History {
     }
 
     fn user_item(&mut self, item_id: Option<&str>, text: &str) {
-        let steps = self.turns.user_item(item_id, text);
+        self.item(item_id, text, true);
+    }
+
+    fn item(&mut self, item_id: Option<&str>, text: &str, recognised: bool) {
+        let steps = self.turns.user_item(item_id, text, recognised);
         self.carry_out(steps);
         self.item_ids.extend(item_id.map(str::to_owned));
         self.said.push(text.to_owned());
@@ -59,6 +63,11 @@ impl History {
     fn user(&mut self, text: &str) {
         let id = format!("item_{}", self.said.len());
         self.user_item(Some(&id), text);
+    }
+
+    fn typed(&mut self, text: &str) {
+        let id = format!("item_{}", self.said.len());
+        self.item(Some(&id), text, false);
     }
 
     fn agent(&mut self, text: &str) {
@@ -197,12 +206,36 @@ fn punctuation_and_case_of_the_item_do_not_double_a_sentence() {
 }
 
 #[test]
-fn a_typed_item_emits_what_was_heard_before_it() {
+fn an_item_of_other_words_emits_what_was_heard_before_it() {
     let said = history(|h| {
         h.heard("never committed");
-        h.user("typed message");
+        h.user("rewritten by agent code");
     });
-    assert_eq!(said, ["(never committed)", "typed message"]);
+    assert_eq!(said, ["(never committed)", "rewritten by agent code"]);
+}
+
+#[test]
+fn what_is_typed_while_somebody_speaks_leaves_the_spoken_words_to_their_own_item() {
+    let said = history(|h| {
+        h.heard("never committed");
+        h.heard("tell me");
+        h.typed("typed message");
+        h.restart();
+        h.heard("a story");
+        h.user("tell me a story");
+        h.heard("bye");
+        h.typed("goodbye for now");
+    });
+    assert_eq!(said, ["typed message", "(never committed)", "tell me a story", "goodbye for now", "(bye)"]);
+}
+
+#[test]
+fn the_item_of_a_realtime_model_supersedes_the_final_it_holds() {
+    let said = history(|h| {
+        h.heard("what is this");
+        h.typed("What is this?");
+    });
+    assert_eq!(said, ["What is this?"]);
 }
 
 #[test]
@@ -261,7 +294,7 @@ fn a_final_repeated_or_revised_for_the_same_item_is_there_once() {
 fn an_item_without_text_supersedes_nothing() {
     let said = history(|h| {
         h.final_of("what is this", Some("item_C1"));
-        let steps = h.turns.user_item(Some("item_C1"), "");
+        let steps = h.turns.user_item(Some("item_C1"), "", true);
         h.carry_out(steps);
     });
     assert_eq!(said, ["(what is this)"]);
@@ -272,7 +305,7 @@ fn an_item_that_comes_twice_touches_nothing_the_second_time() {
     let mut history = History::default();
     history.user_item(Some("item_1"), "one");
     history.heard("two");
-    assert_eq!(history.turns.user_item(Some("item_1"), "one"), []);
+    assert_eq!(history.turns.user_item(Some("item_1"), "one", true), []);
     assert_eq!(history.turns.held(), 1);
 }
 
@@ -307,9 +340,9 @@ fn a_real_conversation_has_sixteen_messages_and_nothing_left_over() {
         for line in fixture.lines() {
             match decode(line.as_bytes(), &options).unwrap().command {
                 Command::LiveKit(LiveKitEvent::FinalTranscript(transcript)) => history.heard(&transcript.text),
-                Command::LiveKit(LiveKitEvent::Item(item)) => {
+                Command::LiveKit(LiveKitEvent::Item { message: item, recognised }) => {
                     match item.chat_type {
-                        ChatType::User => history.user_item(item.event_id.as_deref(), &item.content),
+                        ChatType::User => history.item(item.event_id.as_deref(), &item.content, recognised),
                         _ => history.said.push(item.content.clone()),
                     }
                     items.push(item.content);
@@ -387,14 +420,14 @@ proptest! {
     /// supersedes no more words than it has.
     #[test]
     fn every_final_ends_once_however_alike_they_are(
-        events in prop::collection::vec((any::<bool>(), "(a|b|c)( (a|b|c)){0,3}", prop::option::of(0_u8..4)), 0..40),
+        events in prop::collection::vec((any::<bool>(), any::<bool>(), "(a|b|c)( (a|b|c)){0,3}", prop::option::of(0_u8..4)), 0..40),
     ) {
         let mut turns = Turns::default();
         let mut ended: Vec<(u128, bool)> = Vec::new();
         let mut count = 0_u128;
-        for (is_item, text, id) in events {
+        for (is_item, recognised, text, id) in events {
             let id = id.map(|id| format!("item_{id}"));
-            let steps = if is_item { turns.user_item(id.as_deref(), &text) } else {
+            let steps = if is_item { turns.user_item(id.as_deref(), &text, recognised) } else {
                 count += 1;
                 turns.transcript(held(count, &text, id.as_deref()))
             };
