@@ -195,6 +195,8 @@ fn who_comes_back_while_disk_and_api_are_away_is_told_to_keep_what_no_ack_was_fo
     assert!(acked < producer.said().len() as u64);
     producer.connect(&daemon);
     assert_eq!(producer.acked(), acked, "`ready` tells of no more than the acks did");
+    let said = producer.said().len() as u64;
+    assert_eq!(producer.agent().wait_for("ready")["taken_seq"], said, "and that all of it was taken in");
     producer.say(1, "said after coming back");
     always(Duration::from_millis(700), "no ack for what stands in memory alone", || producer.acked() == acked);
     daemon.kill9();

@@ -1101,7 +1101,7 @@ class ChatHistoryClient:
         if kind == "ack" and isinstance(seq, int):
             self._on_ack(seq)
         elif kind == "ready":
-            self._on_ready(answer.get("last_seq"), answer.get("max_line_bytes"))
+            self._on_ready(answer.get("last_seq"), answer.get("taken_seq"), answer.get("max_line_bytes"))
         elif kind == "error":
             self._on_error(answer)
         # `draining` asks nothing of us: it reads on for a while, and the end of the connection follows.
@@ -1114,14 +1114,22 @@ class ChatHistoryClient:
         if self._all_settled():
             self._wake()
 
-    def _on_ready(self, last_seq: object, max_line_bytes: object) -> None:
+    def _on_ready(self, last_seq: object, taken_seq: object, max_line_bytes: object) -> None:
         self._ready = True
         if isinstance(max_line_bytes, int):
             self._line_limit = max(1024, min(_MAX_LINE, max_line_bytes - 64))  # room for seq
         self._on_ack(last_seq if isinstance(last_seq, int) else 0)
-        # What was dropped after it had been written to an earlier connection did not arrive there.
-        while self._doubtful and self._doubtful[0][1] < self._connects:
-            self._lose(self._doubtful.popleft()[2])
+        # What was dropped after it had been written to an earlier connection did not arrive there, unless the daemon has it
+        # in memory: while its disk fails, nothing is settled.
+        taken = taken_seq if isinstance(taken_seq, int) else 0
+        still: Deque[Tuple[int, int, int]] = deque()
+        for doubtful in self._doubtful:
+            seq, connection, told = doubtful
+            if connection < self._connects and seq > taken:
+                self._lose(told)
+            else:
+                still.append(doubtful)
+        self._doubtful = still
         self._flowing = True
 
     def _on_error(self, answer: Dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ use crate::protocol::{
 };
 use crate::session::actor::BindRefused;
 use crate::session::{Batch, Entry, Event, Input, ProducerLink, SessionRef};
-use crate::store::{NoRoom, Settled};
+use crate::store::{NoRoom, Settled, StreamStand};
 
 /// Lines handed to a session at once.
 const BATCH_LINES: usize = 256;
@@ -391,8 +391,8 @@ impl Connection {
         let (reply, answer) = oneshot::channel();
         let (stream, ack) = (start.stream.as_deref().map(Arc::from), start.ack);
         session.send(Input::Start { start, recorded: self.read_at, reply }).await;
-        let last_seq = match answer.await {
-            Ok(Ok(last_seq)) => last_seq,
+        let stand = match answer.await {
+            Ok(Ok(stand)) => stand,
             Ok(Err(BindRefused::Taken)) => {
                 self.unbind().await;
                 return Err(Refusal {
@@ -418,7 +418,9 @@ impl Connection {
             self.numbers_of.clone_from(&stream);
         }
         self.bound = Some(Bound { identity, session, stream, ack });
-        self.outbox.say(&Reply::Ready { last_seq, max_line_bytes: self.max_line_bytes });
+        // What stands in memory alone the producer must keep: it is not the last line that is settled.
+        let StreamStand { settled: last_seq, taken: taken_seq } = stand;
+        self.outbox.say(&Reply::Ready { last_seq, taken_seq, max_line_bytes: self.max_line_bytes });
         self.settle_control(seq, Event::Nothing).await
     }
 

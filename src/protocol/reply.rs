@@ -18,6 +18,8 @@ pub enum Reply {
     Ready {
         /// The highest settled number of the stream, 0 if new.
         last_seq: u64,
+        /// The highest line of the stream that was taken in, be it in memory alone: said again, it is a duplicate.
+        taken_seq: u64,
         /// The longest line the daemon takes.
         max_line_bytes: usize,
     },
@@ -82,9 +84,9 @@ impl Reply {
 
     fn write(&self, out: &mut Vec<u8>) -> std::io::Result<()> {
         match self {
-            Self::Ready { last_seq, max_line_bytes } => writeln!(
+            Self::Ready { last_seq, taken_seq, max_line_bytes } => writeln!(
                 out,
-                r#"{{"type":"ready","v":{},"daemon":"chat-historyd/{}","last_seq":{last_seq},"max_line_bytes":{max_line_bytes}}}"#,
+                r#"{{"type":"ready","v":{},"daemon":"chat-historyd/{}","last_seq":{last_seq},"taken_seq":{taken_seq},"max_line_bytes":{max_line_bytes}}}"#,
                 super::decode::VERSION,
                 env!("CARGO_PKG_VERSION"),
             ),
@@ -142,11 +144,11 @@ mod tests {
         let id = || Some("\"f\\n1\"".to_owned());
         for (reply, expected) in [
             (
-                Reply::Ready { last_seq: 41, max_line_bytes: 4_194_304 },
+                Reply::Ready { last_seq: 41, taken_seq: 57, max_line_bytes: 4_194_304 },
                 concat!(
                     r#"{"type":"ready","v":1,"daemon":"chat-historyd/"#,
                     env!("CARGO_PKG_VERSION"),
-                    r#"","last_seq":41,"max_line_bytes":4194304}"#
+                    r#"","last_seq":41,"taken_seq":57,"max_line_bytes":4194304}"#
                 ),
             ),
             (Reply::Ack { seq: 42 }, r#"{"type":"ack","seq":42}"#),

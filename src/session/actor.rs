@@ -91,14 +91,14 @@ pub struct Batch {
 pub enum Input {
     /// Lines.
     Batch(Batch),
-    /// `session_start`: binds a stream. Answered with the highest durable number of the stream.
+    /// `session_start`: binds a stream. Answered with how far its lines are known.
     Start {
         /// The line.
         start: SessionStart,
         /// When it was read.
         recorded: UnixMillis,
         /// The answer.
-        reply: oneshot::Sender<Result<u64, BindRefused>>,
+        reply: oneshot::Sender<Result<StreamStand, BindRefused>>,
     },
     /// Tells when everything handed over before is settled, and names the session for a wait for its delivery.
     Barrier {
@@ -246,7 +246,7 @@ impl Actor {
         self.conversation.restored(&opened.handle, messages);
     }
 
-    async fn start(&mut self, start: SessionStart, recorded: UnixMillis) -> Result<u64, BindRefused> {
+    async fn start(&mut self, start: SessionStart, recorded: UnixMillis) -> Result<StreamStand, BindRefused> {
         self.taken_anything = true;
         self.conversation.touch();
         self.framework_closed = false;
@@ -278,8 +278,7 @@ impl Actor {
             on_settled: None,
         };
         store.append(write).await;
-        // Not what stands in memory alone: the producer must keep that.
-        Ok(stand.settled)
+        Ok(stand)
     }
 
     /// Answers when all earlier writes are settled: by an empty write that follows them through the store's queue.

@@ -59,6 +59,7 @@ class Peer:
         self.acks = threading.Event()  # unset: reads, makes nothing durable
         self.acks.set()
         self.greets = True  # answers session_start
+        self.taken_seq = 0  # what it has in memory alone, of an earlier connection
         self.answer: Callable[[Line], Optional[Any]] = lambda line: None  # bytes or a reply in place of the normal one
         self.read: List[Line] = []  # every line read, repeated ones too
         self.raw = b""
@@ -152,9 +153,9 @@ class Peer:
                         stream = line.get("stream", "")
                         if self.greets:
                             last = self.archive.last_seq[stream]
-                            replies.append(
-                                {"type": "ready", "v": 1, "daemon": "peer", "last_seq": last, "max_line_bytes": 4 << 20}
-                            )
+                            taken = max(last, self.taken_seq)
+                            ready = {"type": "ready", "v": 1, "daemon": "peer", "last_seq": last, "taken_seq": taken}
+                            replies.append({**ready, "max_line_bytes": 4 << 20})
                     elif "seq" in line:
                         batch.append(line)
                     elif line["type"] == "flush":

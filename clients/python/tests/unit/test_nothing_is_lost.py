@@ -285,6 +285,36 @@ def test_what_was_dropped_and_died_with_a_connection_is_counted_as_lost(path: st
     asyncio.run(agent())
 
 
+def test_what_was_dropped_and_is_in_the_daemons_memory_is_not_counted_as_lost(path: str) -> None:
+    archive = Archive()
+
+    async def agent() -> None:
+        client = ChatHistoryClient(path, max_lines=10)
+        client.attach(None, session_id="room")
+        for n in range(30):
+            client.message(1, str(n))
+        await until(lambda: len(first.read) == 31)
+        first.kill()  # the connection alone: its disk fails, and what it read is in its memory
+        with peer_at(path, archive) as second:
+            second.acks.clear()
+            second.taken_seq = 25
+            await until(lambda: len(second.read) == 11)  # the introduction, and what is still here
+            assert second.read[1]["seq"] == 21
+            assert client.stats.dropped == 20
+            client.message(1, "30")  # there is no room for it but that of 21, which is in the daemon's memory, too
+            await until(lambda: len(second.read) == 12)
+            archive.commit(first.read[0]["stream"], first.read[1:26])
+            second.acks.set()  # the disk works again
+            assert await client.aclose(timeout=20)
+        assert len(archive.all()) == 32
+        assert (client.stats.acked, client.stats.dropped) == (32, 0)
+
+    first = Peer(path, archive)
+    first.acks.clear()
+    first.start()
+    asyncio.run(agent())
+
+
 def test_without_a_loop_memory_is_freed_as_acknowledgements_come(path: str) -> None:
     client = ChatHistoryClient(path)
     with peer_at(path) as peer:
