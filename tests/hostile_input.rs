@@ -738,6 +738,44 @@ fn after_overload_a_stream_has_no_hole() {
     assert_eq!(rows, 900, "nothing came twice");
 }
 
+/// The store refuses the lines of a stream after its connection has gone over to another session.
+#[test]
+fn what_a_stream_that_was_left_could_not_bring_does_not_end_its_connection() {
+    if !strace_works() {
+        return;
+    }
+    let api = ManagerApi::start(Variant::Upstream);
+    api.stop();
+    let daemon = Daemon::builder().api(&api).set("store.max_bytes", "'16 MiB'").start();
+    let mut next = Agent::connect(&daemon);
+    next.bind(MAC, "next");
+    assert_eq!(next.flush("durable")["ok"], true);
+    let mut agent = Agent::connect(&daemon);
+    agent.bind_stream(MAC, "left", "left");
+    let mut filler = Agent::connect(&daemon);
+    filler.bind(MAC, "filler");
+    let audio = "QUJD".repeat(500_000);
+    soon("the store is full", || {
+        let line = json!({ "type": "message", "chat_type": 1, "content": "x", "audio_base64": audio });
+        let _ = filler.try_raw(format!("{line}\n").as_bytes());
+        daemon.status()["store"]["full"] == true
+    });
+    let log = daemon.store().join("history.db-wal");
+    let _slow = Injection::attach(daemon.pid(), "fdatasync", "delay_enter=2000000", &[&log]);
+    let written = || std::fs::metadata(&log).unwrap().modified().unwrap();
+    let before = written();
+    let mut busy = Agent::connect(&daemon);
+    busy.line(&json!({ "type": "session_start", "mac_address": MAC, "session_id": "busy", "stream": "busy" }));
+    soon("the store is busy", || written() > before);
+    agent.line(&json!({ "type": "message", "chat_type": 1, "content": "there is no room for it", "seq": 7 }));
+    agent.line(&json!({ "type": "session_start", "mac_address": MAC, "session_id": "next" }));
+    let is_late = |reply: &Value| reply["code"] == "overloaded" && reply["fatal"] == false && reply["seq"].is_null();
+    agent.wait("news of the stream that was left", is_late);
+    let kinds: Vec<_> = agent.replies().iter().map(|reply| reply["type"].clone()).collect();
+    assert_eq!(kinds, ["ready", "ready", "error"], "only after the next one had begun");
+    assert!(agent.is_answered(), "the next one goes on");
+}
+
 #[test]
 fn draining_is_said_and_what_was_written_before_is_taken() {
     let (_api, mut daemon, mut agent) = ground();

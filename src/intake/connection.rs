@@ -18,7 +18,7 @@ use super::binding::{self, Bound};
 use super::flush;
 use super::lines::{LineItem, Lines};
 use super::long_lines::{FREE_BYTES, Room};
-use super::outbox::Outbox;
+use super::outbox::{Outbox, Run};
 use super::stream::Stream;
 use super::surroundings::Surroundings;
 use crate::clock::wall_clock;
@@ -337,15 +337,16 @@ impl Connection {
         let lines = entries.len() as u64;
         // Acks are cumulative, so what is not taken must be the last: no ack may ever reach over it.
         let fatal = ticket.is_some() || (stream.is_some() && last_seq.is_some());
+        let run = Run { lines, last_seq, ticket, fatal, era: self.outbox.era() };
         let (outbox, link) = (Arc::clone(&self.outbox), Arc::clone(&self.link));
         let on_settled = Box::new(move |settled| match (settled, ticket) {
             (Settled::Durable, Some(ticket)) => outbox.settle(ticket),
             (Settled::Durable, None) => {}
-            (Settled::Overloaded(why), ticket) => {
+            (Settled::Overloaded(why), _) => {
                 if fatal {
                     link.cut();
                 }
-                outbox.overloaded(lines, ticket, last_seq, fatal, why);
+                outbox.overloaded(run, why);
             }
         });
         let batch = Batch { entries, stream, link: Arc::clone(&self.link), recorded: self.read_at, on_settled, share };
@@ -441,6 +442,10 @@ impl Connection {
         }
         outbox.watch(false);
         outbox.change_stream();
+        // What is refused of the stream before from here on cuts off its own lines alone.
+        if !outbox.is_closing() {
+            self.link = Arc::default();
+        }
     }
 
     /// A flush covers the lines before it and holds up none after it: its answer is waited for beside the connection.

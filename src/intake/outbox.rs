@@ -41,6 +41,8 @@ struct Inner {
     hole: Option<u64>,
     /// The newest settled number that was not yet said.
     ack: Option<u64>,
+    /// How many streams the connection has left.
+    era: u64,
     /// A fatal reply was said: nothing more is read.
     closing: bool,
     /// The client will never hear anything again; it may have said much that is still to be read.
@@ -52,6 +54,21 @@ struct Inner {
 /// The place of a numbered line in the order of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
+
+/// Lines that were handed over together, as whoever cannot take them tells of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// How many they are.
+    pub lines: u64,
+    /// The highest number among them.
+    pub last_seq: Option<u64>,
+    /// The place of that number, when its ack is wanted.
+    pub ticket: Option<Ticket>,
+    /// Whether the connection ends if they are not taken.
+    pub fatal: bool,
+    /// See [`Outbox::era`].
+    pub era: u64,
+}
 
 impl Outbox {
     /// An empty outbox.
@@ -66,8 +83,13 @@ impl Outbox {
 
     /// Says something, unless too much is waiting already. After a fatal error only acks may follow, of lines before it.
     pub fn say(&self, reply: &Reply) {
-        let mut inner = self.inner();
+        self.say_locked(self.inner(), reply);
+    }
+
+    fn say_locked(&self, mut inner: MutexGuard<'_, Inner>, reply: &Reply) {
         if inner.closing {
+            drop(inner);
+            self.changed.notify_one();
             return;
         }
         let fatal = matches!(reply, Reply::Error { fatal: true, .. });
@@ -132,6 +154,7 @@ impl Outbox {
         inner.taken += inner.open.len() as u64;
         inner.open.clear();
         inner.hole = None;
+        inner.era += 1;
         let Some(seq) = inner.ack.take() else { return };
         if inner.bytes.len() - inner.written < MAX_WAITING_BYTES {
             Reply::Ack { seq }.encode(&mut inner.bytes);
@@ -141,25 +164,32 @@ impl Outbox {
         }
     }
 
-    /// Lines were not taken, and keep the place they had. On a stream that is fatal, for a stream must not have a hole.
-    pub fn overloaded(&self, lines: u64, ticket: Option<Ticket>, seq: Option<u64>, fatal: bool, why: NoRoom) {
-        if let Some(Ticket(place)) = ticket {
-            let mut inner = self.inner();
-            if place >= inner.taken {
-                inner.hole = Some(inner.hole.map_or(place, |hole| hole.min(place)));
-            }
-            drop(inner);
-            self.changed.notify_one();
-        }
+    /// The stretch of the connection between two changes of the stream.
+    pub fn era(&self) -> u64 {
+        self.inner().era
+    }
+
+    /// Lines were not taken, and keep the place they had. On a stream that is fatal, for a stream must not have a hole; of
+    /// one that the connection has left it is news, and says neither a number, which would be one of the stream it has now,
+    /// nor the end.
+    pub fn overloaded(&self, run: Run, why: NoRoom) {
+        let Run { lines, last_seq, ticket, fatal, era } = run;
         self.metrics.refusals.add(RefusalCode::Overloaded, lines);
-        self.say(&Reply::Error {
+        let mut inner = self.inner();
+        let is_left = (last_seq.is_some() || fatal) && era != inner.era;
+        if let Some(Ticket(place)) = ticket.filter(|_| !is_left) {
+            inner.hole = Some(inner.hole.map_or(place, |hole| hole.min(place)));
+        }
+        let remedy = if is_left { "bind the stream they are of again and send them again" } else { "send them again later" };
+        let error = Reply::Error {
             code: RefusalCode::Overloaded,
             field: None,
-            message: format!("{lines} lines were not taken: {} (send them again later)", why.as_str()).into(),
-            seq,
+            message: format!("{lines} lines were not taken: {} ({remedy})", why.as_str()).into(),
+            seq: last_seq.filter(|_| !is_left),
             line: None,
-            fatal,
-        });
+            fatal: fatal && !is_left,
+        };
+        self.say_locked(inner, &error);
     }
 
     /// Resolves when there may be something new to write.
@@ -248,6 +278,29 @@ mod tests {
         outbox.inner().ack
     }
 
+    fn run(outbox: &Outbox, ticket: Option<Ticket>, seq: u64) -> Run {
+        Run { lines: 1, last_seq: Some(seq), ticket, fatal: true, era: outbox.era() }
+    }
+
+    #[test]
+    fn what_a_stream_that_was_left_could_not_bring_does_not_end_the_next_one() {
+        let outbox = Outbox::new(Weak::new(), Arc::default());
+        let late = run(&outbox, Some(outbox.open(5)), 5);
+        let late_without_acks = run(&outbox, None, 6);
+        outbox.change_stream();
+        let of_the_next = outbox.open(5);
+        outbox.overloaded(late, NoRoom::Store);
+        outbox.overloaded(late_without_acks, NoRoom::Store);
+        assert!(!outbox.is_closing());
+        let said = String::from_utf8(outbox.inner().bytes.clone()).unwrap();
+        assert_eq!(said.matches("\"overloaded\"").count(), 2);
+        assert!(!said.contains("\"seq\"") && !said.contains("\"fatal\":true"), "{said}");
+        outbox.settle(of_the_next);
+        assert_eq!(acked(&outbox), Some(5));
+        outbox.overloaded(run(&outbox, Some(outbox.open(6)), 6), NoRoom::Store);
+        assert!(outbox.is_closing());
+    }
+
     #[test]
     fn an_ack_waits_for_all_earlier_lines() {
         let outbox = Outbox::new(Weak::new(), Arc::default());
@@ -308,7 +361,7 @@ mod tests {
     #[test]
     fn after_a_fatal_reply_nothing_more_is_said() {
         let outbox = Outbox::new(Weak::new(), Arc::default());
-        outbox.overloaded(1, None, Some(4), true, NoRoom::Stopping);
+        outbox.overloaded(run(&outbox, None, 4), NoRoom::Stopping);
         let length = outbox.inner().bytes.len();
         outbox.say(&Reply::Draining);
         assert_eq!(outbox.inner().bytes.len(), length);
@@ -319,8 +372,8 @@ mod tests {
     fn who_waits_for_the_last_acks_does_not_wait_for_what_was_not_taken() {
         let outbox = Outbox::new(Weak::new(), Arc::default());
         let (first, second, third) = (outbox.open(1), outbox.open(2), outbox.open(3));
-        outbox.overloaded(1, Some(third), Some(3), true, NoRoom::Stopping);
-        outbox.overloaded(1, Some(second), Some(2), true, NoRoom::Stopping);
+        outbox.overloaded(run(&outbox, Some(third), 3), NoRoom::Stopping);
+        outbox.overloaded(run(&outbox, Some(second), 2), NoRoom::Stopping);
         outbox.inner().bytes.clear();
         assert!(!outbox.is_done(), "the first is on its way");
         outbox.settle(first);
