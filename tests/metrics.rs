@@ -368,6 +368,42 @@ fn the_dashboard_has_one_place_for_each_panel_and_questions_that_prometheus_unde
 }
 
 #[test]
+fn the_gate_panel_tells_a_host_without_a_url_from_one_whose_reports_wait() {
+    let panels = panels();
+    let gate = panels.iter().find(|panel| panel["title"] == "Gate").unwrap();
+    let shown = &gate["fieldConfig"]["defaults"]["mappings"][0]["options"];
+    let number = |text: &str| {
+        let options = shown.as_object().unwrap();
+        options.iter().find(|(_, option)| option["text"] == text).expect(text).0.clone()
+    };
+    assert_ne!(shown[number("no URL")]["color"], "red");
+    let question = gate["targets"][0]["expr"].as_str().unwrap().replace("$instance", ".*");
+    let gate = |host: &str, open: u8, closed: u8| {
+        let closed = ["outage", "operator"].into_iter().zip([closed, 0]).map(|(kind, value)| {
+            format!("  - {{series: 'chat_historyd_gate_closed{{instance=\"{host}\", kind=\"{kind}\"}}', values: '{value}'}}\n")
+        });
+        format!(
+            "  - {{series: 'chat_historyd_gate_open{{instance=\"{host}\"}}', values: '{open}'}}\n{}",
+            closed.collect::<String>()
+        )
+    };
+    let series = gate("open", 1, 0) + &gate("waiting", 0, 1) + &gate("no URL", 0, 0);
+    let expected = ["no URL", "open", "waiting"]
+        .map(|host| format!("    - {{labels: '{{instance=\"{host}\"}}', value: {}}}\n", number(host)));
+    let test = format!(
+        "tests:\n- input_series:\n{series}  promql_expr_test:\n  - expr: '{question}'\n    eval_time: 0s\n    exp_samples:\n{}",
+        expected.concat()
+    );
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("test.yml"), &test).unwrap();
+    let Ok(tested) = Command::new("promtool").args(["test", "rules", "test.yml"]).current_dir(directory.path()).output() else {
+        skipped("promtool is not installed (Debian package prometheus)");
+        return;
+    };
+    assert!(tested.status.success(), "{test}\n{}", String::from_utf8_lossy(&tested.stdout));
+}
+
+#[test]
 fn every_alert_fires_for_its_trouble_and_is_silent_without_it() {
     let run = |arguments: &[&str]| Command::new("promtool").args(arguments).current_dir(CONTRIB).output();
     let Ok(checked) = run(&["check", "rules", "prometheus-alerts.yml"]) else {
