@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::runtime::Builder;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -206,8 +206,16 @@ impl Daemon {
         self.left_over_sessions.abort();
         let _ = self.left_over_sessions.await;
         self.registry.close().await;
+        // What was said last may still be on its way into the store, where the uploader finds it.
+        let delivered = async {
+            let began = Instant::now();
+            if timeout(grace, self.store.caught_up()).await.is_err() {
+                warn!("the store takes long to write what was said last: it is sent after the next start");
+            }
+            self.deliveries.stop(grace.saturating_sub(began.elapsed())).await;
+        };
         let at_once = tokio::select! {
-            () = self.deliveries.stop(grace) => false,
+            () = delivered => false,
             () = signals.stop() => true,
         };
         if at_once {
@@ -225,8 +233,8 @@ impl Daemon {
             () = signals.stop() => {}
             () = sleep(grace.max(Duration::from_secs(1))) => warn!("some backups were not written in time: they are written after the next start"),
         }
-        let pending = self.overview.metrics.pending.get();
         let report = self.store.close().await;
+        let pending = self.overview.metrics.pending.get();
         if report.messages_lost > 0 {
             error!(
                 messages = report.messages_lost,

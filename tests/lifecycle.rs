@@ -459,6 +459,28 @@ fn ready_is_said_when_the_socket_accepts_and_not_before() {
     assert!(agent.is_answered(), "at READY the socket accepts");
 }
 
+/// Also when the disk is slow: the store has more to write than it writes at once.
+#[test]
+fn what_is_said_in_the_last_moment_is_delivered_before_the_end() {
+    if !disk::strace_works() {
+        return;
+    }
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let daemon = Daemon::builder().api(&api).set("session.batch_size", "200").set("session.send_interval", "'1h'");
+    let daemon = daemon.set("upload.shutdown_grace", "'30s'").wrapper(&disk::inject("fdatasync", "delay_enter=200000"));
+    let mut daemon = daemon.start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    for index in 0..40 {
+        agent.say(1, &format!("{index} {}", "word ".repeat(12_000)));
+    }
+    assert!(agent.is_answered(), "all of it is read");
+    assert!(daemon.term(SOON).success());
+    assert!(daemon.log().contains("stopped pending=0"), "{}", daemon.log());
+    assert_eq!(api.rows("s").len(), 40);
+}
+
 #[test]
 fn the_supervisor_is_told_of_reloads_status_progress_and_the_end() {
     let supervisor = Supervisor::new();

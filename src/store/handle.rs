@@ -475,6 +475,18 @@ impl Store {
         self.shared().inbox.heartbeat().await.is_ok()
     }
 
+    /// Resolves when everything that was handed over before stands in the database or on the shelf, and the mailbox
+    /// ([`Self::arrivals`]) tells of it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn caught_up(&self) {
+        let (reply, answer) = oneshot::channel();
+        // Jobs keep their order: one that asks for nothing is answered when those before it are done.
+        self.shared().inbox.push(Job::Adopt { found: Vec::new(), reply }).await;
+        let _ = answer.await;
+    }
+
     /// Writes what is queued, tries the shelf once more, checkpoints and ends the writer. Later writes are refused.
     pub async fn close(self) -> CloseReport {
         self.shared().inbox.close();
