@@ -275,6 +275,35 @@ fn an_outage_of_a_part_of_the_server_rejects_nothing() {
     }
 }
 
+/// One of two instances that fails, behind a balancer that sends a device always to the same one: others get through always.
+#[test]
+fn an_outage_that_always_meets_the_same_devices_costs_them_no_whole_conversation() {
+    let (api, _) = ground(Variant::Fork);
+    api.register(OTHER_MAC);
+    let daemon = hasty(&api).start();
+    api.rule(Rule::new(Fault::database_down()).mac(OTHER_MAC));
+    let mut unlucky = Producer::connected(&daemon, OTHER_MAC, "unlucky");
+    for index in 0..20 {
+        unlucky.say(1, &format!("message {index}"));
+    }
+    unlucky.wait_until_acked();
+    let mut other = Producer::connected(&daemon, MAC, "other");
+    let (mut said, mut tried) = (0, 0);
+    eventually(3 * SOON, "another one gets through between its failures", || {
+        let now = attempts(&api, "unlucky");
+        if now > tried && api.rows("other").len() == said {
+            other.say(1, &format!("message {said}"));
+            (said, tried) = (said + 1, now);
+        }
+        (said >= 36).then_some(())
+    });
+    assert!(daemon.metric("rejected") <= 3, "5, 10, 20, 40 strikes: {}", daemon.metric("rejected"));
+    api.clear_faults();
+    soon("all else is through", || daemon.metric("pending") == 0);
+    assert_eq!(api.rows("unlucky").len() as u64, 20 - daemon.metric("rejected"));
+    check_books(&daemon);
+}
+
 /// It wants something else than it did, a field that is new, or it reads the body wrongly: that is no fault of the messages.
 #[test]
 fn a_server_that_finds_everything_invalid_is_soon_not_believed() {

@@ -265,7 +265,7 @@ impl Entry {
     /// Something went through: what went wrong before is forgotten. Answers what is over now.
     pub(super) fn forgive(&mut self, now: Instant) -> Option<Ended> {
         self.failures = 0;
-        self.strikes.reset();
+        self.strikes.head_is_through();
         self.forbidden = None;
         self.backoff = None;
         self.trouble.ends(now.into_std())

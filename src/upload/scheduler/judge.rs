@@ -42,6 +42,7 @@ impl Uploader {
             let mac = entry.handle.identity.mac;
             if reports > 0 {
                 self.mended += u64::from(entry.strikes.failures());
+                entry.strikes.reset();
             }
             if (reports > 0 || passed > 0)
                 && let Some(ended) = entry.forgive(Instant::now())
