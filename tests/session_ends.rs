@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::eventually::SOON;
+use crate::support::eventually::{SOON, always};
 use crate::support::history::text;
 use crate::support::oracle::check_books;
-use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, eventually, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Producer, Variant, eventually, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
 
@@ -150,4 +151,44 @@ fn a_message_tried_again_after_the_others_left_the_store_does_not_take_them_out_
     assert_eq!(backup["counts"]["delivered"], 3);
     let left: Vec<&Value> = backup["messages"].as_array().unwrap().iter().map(|message| &message["left_store"]).collect();
     assert_eq!(left, [&json!(true), &Value::Null, &json!(true)]);
+}
+
+/// What is held at the end becomes messages then, and those need room.
+#[test]
+fn last_words_for_which_the_store_has_no_room_are_delivered_when_it_has() {
+    const OTHER_MAC: &str = "68:25:dd:ba:39:79";
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    api.register(OTHER_MAC);
+    let daemon = Daemon::builder().api(&api).set("store.max_bytes", "'16 MiB'").set("session.idle_timeout", "'1s'").start();
+    let words = json!({ "type": "user_input_transcribed", "is_final": true, "transcript": "my last words", "item_id": "i" });
+    let [idle, mut ended] = ["idle", "ended"].map(|session| {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(MAC, session);
+        agent.line(&words);
+        agent
+    });
+    soon("both are held", || daemon.metric("held") == 2);
+    api.stop();
+    let mut others = Producer::connected(&daemon, OTHER_MAC, "others");
+    eventually(SOON, "the store is full", || {
+        if others.is_connected() {
+            others.say(1, &"x".repeat(300_000));
+        }
+        (daemon.status()["store"]["full"] == true && !others.is_connected()).then_some(())
+    });
+    drop(idle);
+    ended.line(&json!({ "type": "session_end" }));
+    ended.wait("there is no room for its last words", |reply| reply["code"] == "overloaded");
+    drop(ended);
+    always(Duration::from_secs(2), "they stay held", || daemon.metric("held") == 2);
+    api.start_again();
+    for session in ["idle", "ended"] {
+        let rows = eventually(SOON * 3, "its last words", || Some(api.rows(session)).filter(|rows| !rows.is_empty()));
+        assert_eq!(rows.len(), 1);
+    }
+    drop(others);
+    soon("all have ended", || daemon.metric("sessions_open") == 0);
+    assert_eq!(daemon.metric("sessions_ended"), 3, "an end that was refused is none");
+    check_books(&daemon);
 }

@@ -134,12 +134,20 @@ pub enum BindRefused {
     Unavailable,
 }
 
+/// An end that the store may still refuse: what it emits stays held then, and the session stays open.
+struct Ending {
+    is_idle: bool,
+    outcome: oneshot::Receiver<Settled>,
+}
+
 pub(super) struct Actor {
     context: Arc<Context>,
     identity: SessionIdentity,
     inbox: mpsc::Receiver<Box<Input>>,
     memory: Option<Memory>,
     conversation: Arc<Conversation>,
+    /// The last end of the session, until it is known what became of it.
+    ending: Option<Ending>,
     /// The framework closed its session: held transcripts are emitted after the idle time even if the connection stays.
     framework_closed: bool,
     taken_anything: bool,
@@ -152,7 +160,8 @@ impl Actor {
         inbox: mpsc::Receiver<Box<Input>>,
         conversation: Arc<Conversation>,
     ) -> Self {
-        Self { context, identity, inbox, memory: None, conversation, framework_closed: false, taken_anything: false }
+        let (framework_closed, taken_anything) = (false, false);
+        Self { context, identity, inbox, memory: None, conversation, ending: None, framework_closed, taken_anything }
     }
 
     pub(super) async fn run(mut self) {
@@ -171,8 +180,8 @@ impl Actor {
                         Input::Barrier { reply } => Box::pin(self.barrier(reply)).await,
                         Input::ProducerLeft => {}
                         Input::EndIfUntouched => {
-                            if !self.taken_anything && !self.context.has_users(&self.identity) && Box::pin(self.end_idle()).await {
-                                return;
+                            if !self.taken_anything && !self.context.has_users(&self.identity) {
+                                Box::pin(self.end_idle()).await;
                             }
                         }
                         Input::Stop => {
@@ -180,18 +189,14 @@ impl Actor {
                             return;
                         }
                     }
-                    if self.has_ended() && self.context.leave(&self.identity, &self.inbox) {
-                        return;
-                    }
-                    idle.as_mut().reset(self.idle_deadline());
                 }
-                () = idle.as_mut() => {
-                    if Box::pin(self.end_idle()).await {
-                        return;
-                    }
-                    idle.as_mut().reset(self.idle_deadline());
-                }
+                settled = outcome(&mut self.ending) => self.end_settled(settled),
+                () = idle.as_mut() => Box::pin(self.end_idle()).await,
             }
+            if self.has_ended() && self.context.leave(&self.identity, &self.inbox) {
+                return;
+            }
+            idle.as_mut().reset(self.idle_deadline());
         }
     }
 
@@ -199,8 +204,9 @@ impl Actor {
         Instant::now() + self.context.settings.borrow().session.idle_timeout
     }
 
+    /// Whether the session has ended and the store has taken that.
     fn has_ended(&self) -> bool {
-        self.memory.as_ref().is_some_and(|memory| memory.ended)
+        self.ending.is_none() && self.memory.as_ref().is_some_and(|memory| memory.ended && !memory.epoch.is_refused())
     }
 
     /// What was handed over before the stop is still taken.
@@ -345,6 +351,7 @@ impl Actor {
         }
         let send_tools = context.settings.borrow().manager_api.send_tools;
         let mut draft = Draft::new(recorded);
+        let mut ending = None;
         for Entry { seq, event } in entries {
             let ends = matches!(event, Event::End(_));
             match &event {
@@ -356,6 +363,7 @@ impl Actor {
             if ends && draft.lifecycle.is_some() {
                 // What follows an end opens the session again: another write, of the same epoch.
                 info!(mac = %identity.mac.short(), session = identity.session_id.as_str(), "session ended");
+                ending = Some(Ending { is_idle: false, outcome: draft.outcome() });
                 let next = Draft::new(recorded);
                 let write = std::mem::replace(&mut draft, next).counted(&context.metrics, &conversation).into_write(memory);
                 context.store.append(write).await;
@@ -366,24 +374,44 @@ impl Actor {
         context.store.append(write).await;
         debug!(mac = %identity.mac.short(), messages = conversation.messages(), "lines taken");
         self.framework_closed = closed;
+        self.ending = ending.or(self.ending.take());
     }
 
-    /// Ends the session when nobody holds on to it (or the framework closed it long ago). `true`: the actor may go.
-    async fn end_idle(&mut self) -> bool {
-        let abandoned = !self.context.has_users(&self.identity);
-        if !abandoned && !self.framework_closed {
-            return false;
+    /// Ends the session when nobody holds on to it (or the framework closed it long ago).
+    async fn end_idle(&mut self) {
+        if self.context.has_users(&self.identity) && !self.framework_closed {
+            return;
         }
-        if !self.has_ended() {
-            let context = Arc::clone(&self.context);
-            let conversation = Arc::clone(&self.conversation);
-            let Ok(memory) = self.memory().await else { return false };
-            let mut draft = Draft::new(wall_clock());
-            memory.end(Some("idle".to_owned()), 0, &context.metrics, &mut draft);
-            let write = draft.counted(&context.metrics, &conversation).into_write(memory);
-            context.store.append(write).await;
-            info!(mac = %self.identity.mac.short(), session = self.identity.session_id.as_str(), "session ended: idle");
+        let context = Arc::clone(&self.context);
+        let conversation = Arc::clone(&self.conversation);
+        let Ok(memory) = self.memory().await else { return };
+        if memory.ended {
+            return;
         }
-        abandoned && self.context.leave(&self.identity, &self.inbox)
+        let mut draft = Draft::new(wall_clock());
+        memory.end(Some("idle".to_owned()), 0, &mut draft);
+        let ending = Ending { is_idle: true, outcome: draft.outcome() };
+        let write = draft.counted(&context.metrics, &conversation).into_write(memory);
+        context.store.append(write).await;
+        self.ending = Some(ending);
+    }
+
+    /// An end that was refused is tried again after the next idle time.
+    fn end_settled(&mut self, settled: Option<Settled>) {
+        let Some(Ending { is_idle, .. }) = self.ending.take() else { return };
+        let (mac, session) = (self.identity.mac.short(), self.identity.session_id.as_str());
+        match settled {
+            Some(Settled::Durable) if is_idle => info!(%mac, session, "session ended: idle"),
+            Some(Settled::Overloaded(why)) => debug!(%mac, session, reason = why.as_str(), "the end of a session is refused"),
+            _ => {}
+        }
+    }
+}
+
+/// What became of an end, if one is open; `None`: the store was closed before it could say.
+async fn outcome(ending: &mut Option<Ending>) -> Option<Settled> {
+    match ending {
+        Some(ending) => (&mut ending.outcome).await.ok(),
+        None => std::future::pending().await,
     }
 }

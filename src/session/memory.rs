@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::actor::Event;
@@ -50,21 +51,30 @@ impl Draft {
         self.skipped.push((reason, count));
     }
 
-    /// Books what was captured and what was skipped. What an item superseded stays held when the write is refused; what was new in a refused
-    /// write is booked by the store.
+    /// Tells what becomes of it.
+    pub(super) fn outcome(&mut self) -> oneshot::Receiver<Settled> {
+        let (settled, outcome) = oneshot::channel();
+        self.on_settled = Some(Box::new(move |became| _ = settled.send(became)));
+        outcome
+    }
+
+    /// Books what was captured and what was skipped. What an item superseded stays held when the write is refused, and the session
+    /// stays open; what was new in a refused write is booked by the store.
     pub(super) fn counted(mut self, metrics: &Arc<Metrics>, conversation: &Conversation) -> Self {
         let length = conversation.captured(self.messages.len() as u64);
-        if matches!(self.lifecycle, Some(Lifecycle::Ended { .. })) {
-            metrics.conversation_messages.observe_count(length);
-        }
         for (reason, count) in self.skipped.drain(..) {
             metrics.skipped.add(reason, count);
         }
-        if self.superseded > 0 {
+        let ends = matches!(self.lifecycle, Some(Lifecycle::Ended { .. }));
+        if ends || self.superseded > 0 {
             let (metrics, superseded, inner) = (Arc::clone(metrics), self.superseded, self.on_settled.take());
             self.on_settled = Some(Box::new(move |settled| {
                 if settled == Settled::Durable {
                     metrics.skipped.add(Skip::Superseded, superseded);
+                    if ends {
+                        metrics.sessions_ended.increment();
+                        metrics.conversation_messages.observe_count(length);
+                    }
                 }
                 if let Some(inner) = inner {
                     inner(settled);
@@ -152,21 +162,20 @@ impl Memory {
                 if dropped > 0 {
                     tracing::error!(mac = %self.handle.identity.mac.short(), dropped, "the producer lost lines before they reached the daemon");
                 }
-                self.end(end.reason, dropped, metrics, draft);
+                self.end(end.reason, dropped, draft);
             }
             Event::Nothing => {}
         }
     }
 
     /// Ends the session: what is still held is emitted.
-    pub(super) fn end(&mut self, reason: Option<String>, dropped: u64, metrics: &Metrics, draft: &mut Draft) {
+    pub(super) fn end(&mut self, reason: Option<String>, dropped: u64, draft: &mut Draft) {
         if self.ended {
             return;
         }
         let steps = self.turns.finish();
         self.steps(steps, draft);
         self.ended = true;
-        metrics.sessions_ended.increment();
         draft.lifecycle = Some(Lifecycle::Ended { reason, dropped });
     }
 
