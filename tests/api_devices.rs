@@ -1,12 +1,13 @@
 //! Devices the Manager API does not know: they wait, alone, as long as they may, and not a moment longer than they must.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::api_faults::{MAC, OTHER_MAC, attempts, ground, say};
 use crate::support::daemon::Builder;
 use crate::support::eventually::{SOON, always};
 use crate::support::oracle::{check_books, check_fresh};
-use crate::support::{Daemon, ManagerApi, Oracle, Producer, Variant, soon};
+use crate::support::{Daemon, ManagerApi, Oracle, Producer, Variant, clock, soon};
 
 fn holding(api: &ManagerApi, hold: &str) -> Builder {
     Daemon::builder().api(api).set("upload.unknown_device_retry", "'1s'").set("upload.unknown_device_hold", hold)
@@ -82,6 +83,33 @@ fn a_device_registered_after_the_hold_is_served_from_then_on() {
     oracle.owe(&producer);
     oracle.check(&daemon, &api);
     assert_eq!((daemon.metric("rejected"), daemon.status()["upload"]["devices_waiting"].as_u64()), (1, Some(0)));
+}
+
+/// A host without a clock of its own learns the time when the network is there, and its first messages may be there before.
+#[test]
+fn what_is_said_before_the_clock_is_set_right_is_held_as_long_as_anything_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let wall = directory.path().join("wall");
+    fs::write(&wall, "+0d").unwrap();
+    let Some(environment) = clock::faketime("+0d") else { return };
+    let api = ManagerApi::start(Variant::Fork);
+    let mut builder = holding(&api, "'6s'");
+    for (name, value) in environment.iter().filter(|(name, _)| name != "FAKETIME") {
+        builder = builder.environment(name, value);
+    }
+    let wall_file = wall.display().to_string();
+    let daemon = builder.environment("FAKETIME_TIMESTAMP_FILE", &wall_file).environment("FAKETIME_NO_CACHE", "1").start();
+    say(&daemon, OTHER_MAC, "old", "Hello");
+    soon("the device is unknown for long", || daemon.labelled("rejected", "device_not_registered") == 1);
+    say(&daemon, OTHER_MAC, "new", "Is anybody there?");
+    soon("tried and refused", || attempts(&api, "new") >= 1);
+    let before = attempts(&api, "new");
+    fs::write(&wall, "+1d").unwrap();
+    soon("tried again", || attempts(&api, "new") >= before + 2);
+    api.register(OTHER_MAC);
+    assert_eq!(api.wait_for_rows("new", 1).len(), 1);
+    assert_eq!(daemon.metric("rejected"), 1);
+    check_books(&daemon);
 }
 
 #[test]

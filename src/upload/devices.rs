@@ -65,8 +65,8 @@ impl Devices {
         self.waiting.values().filter(|device| !device.parked.is_empty()).count()
     }
 
-    /// Whether a session of the device may be sent now. The hold is counted in tries, so that a jump of the clock
-    /// rejects nothing.
+    /// Whether a session of the device may be sent now. Its hold is counted in tries, that of each message is told by
+    /// [`super::ages`]: a jump of the clock rejects nothing.
     pub(super) fn admit(&mut self, key: SessionKey, mac: MacAddress, retry: Duration, hold: Duration) -> Admission {
         let Some(device) = self.waiting.get_mut(&mac) else { return Admission::Free };
         if !device.trying {

@@ -5,6 +5,7 @@
 //! Refuses: to send what the store does not hold, to guess the server's time unit, to knock with more than one probe.
 //! Pulls from `store`, calls `manager_api`; `gate`, `backoff`, `poison` and `due` are pure.
 
+mod ages;
 pub mod backoff;
 pub mod deliveries;
 mod devices;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use super::ages::Ages;
 use super::backoff::Backoff;
 use super::deliveries::{Deliveries, Request};
 use super::devices::{Admission, Devices};
@@ -27,7 +28,6 @@ use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::manager_api::{ManagerApi, ProfileUnknown, ServerProfile, Verdict};
 use crate::observe::{Metrics, Throttle};
-use crate::protocol::UnixMillis;
 use crate::store::{Arrival, BacklogSession, SessionHandle, SessionKey, Store, StoreError};
 
 /// How often the server is asked for its profile while all goes well.
@@ -66,6 +66,7 @@ pub struct Uploader {
     profile: Profile,
     queue: Queue,
     devices: Devices,
+    ages: Ages,
     unreadable: Throttle,
     work: JoinSet<Done>,
     /// Turns that are not over yet.
@@ -157,6 +158,7 @@ impl Uploader {
             profile: Profile { known: None, ask: true, asking: false, knocks: false, question: 0, asked: Instant::now() },
             queue: Queue::default(),
             devices: Devices::default(),
+            ages: Ages::new(Instant::now(), wall_clock()),
             unreadable: Throttle::new(),
             work: JoinSet::new(),
             sending: 0,
@@ -256,6 +258,7 @@ impl Uploader {
     }
 
     fn take_arrivals(&mut self) {
+        self.ages.look(Instant::now(), wall_clock());
         if self.store.arrivals().take_rebuilt() {
             // What could not be read before may be among what was salvaged.
             self.look_through(None);
@@ -383,8 +386,9 @@ impl Uploader {
                 Admission::Free => (limit, None),
                 Admission::Trial => (1, None),
                 Admission::HoldIsOver => {
-                    let hold = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
-                    (1, Some(UnixMillis(wall_clock().0.saturating_sub(hold))))
+                    let now = Instant::now();
+                    self.ages.look(now, wall_clock());
+                    (1, Some(self.ages.waited_for(hold, now)))
                 }
                 Admission::Parked => {
                     entry.refuse_waiters(UNKNOWN_DEVICE);

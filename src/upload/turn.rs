@@ -68,7 +68,7 @@ pub struct Turn {
     pub limit: usize,
     /// Run although the gate is closed: to knock.
     pub knocks: bool,
-    /// Messages taken in before this are rejected if the server still does not know their device.
+    /// Messages taken in up to then are rejected if the server still does not know their device.
     pub expire_before: Option<UnixMillis>,
     /// Messages given up, by reason.
     pub losses: BTreeMap<&'static str, u64>,
