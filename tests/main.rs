@@ -41,6 +41,7 @@ mod hanging_files;
 mod history;
 mod history_changes;
 mod history_export;
+mod history_forget;
 mod history_owner;
 mod history_pdf;
 mod history_search;

@@ -131,6 +131,15 @@ fn check(path: &Path, how: &str) -> rusqlite::Result<Looked> {
     if answer != "ok" {
         return Ok(Looked::Not(damaged(path, &answer)));
     }
+    // Nothing delivers them, nothing shows them: an older daemon left them behind when a session was forgotten and read back.
+    let strays: i64 = connection
+        .query_row("SELECT count(*) FROM messages WHERE session NOT IN (SELECT id FROM sessions)", [], |row| row.get(0))
+        .unwrap_or(0);
+    if strays > 0 {
+        let what = format!("in {shown} {strays} messages belong to no session: they are neither delivered nor in any history");
+        let mend = "read them with sqlite3: SELECT session, content FROM messages WHERE session NOT IN (SELECT id FROM sessions)";
+        return Ok(Looked::Not(Finding::broken("database", what, mend)));
+    }
     let rejected: i64 = connection.query_row("SELECT count(*) FROM rejected", [], |row| row.get(0)).unwrap_or(0);
     Ok(Looked::Sound { rejected: rejected.unsigned_abs() })
 }

@@ -45,11 +45,12 @@ impl<'c> Applier<'c> {
         Ok(Self { connection, insert_message, streams: HashMap::new() })
     }
 
+    /// Fails when another session has the identity: rows of this one would belong to nobody.
     pub(super) fn create_session(&self, key: SessionKey, identity: &SessionIdentity, now: UnixMillis) -> rusqlite::Result<()> {
         let mac = identity.mac.to_string();
         rows::cached(
             self.connection,
-            "INSERT INTO sessions (id, mac, session_id, started_ms) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+            "INSERT INTO sessions (id, mac, session_id, started_ms) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING",
         )?
         .execute(params![key.0, mac, identity.session_id.as_str(), now.0])?;
         Ok(())

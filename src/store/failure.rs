@@ -358,7 +358,7 @@ impl Writer {
             if let Some(opened) = loaded {
                 opened
             } else {
-                let handle = sessions::new_handle(directory, self.next.session_key(), identity);
+                let handle = sessions::new_handle(directory, &mut self.next, identity);
                 let create = Shelved::Create { handle: std::sync::Arc::clone(&handle), now };
                 self.put(create).map_err(|_| StoreError::Overloaded)?;
                 sessions::opened_new(handle)

@@ -122,7 +122,12 @@ pub(super) fn forget_step(
         let up_to = rows.last().filter(|_| !gone).map_or(work.up_to, |(last, _)| *last);
         let sendable: Vec<RowId> = rows.iter().filter(|(_, sendable)| *sendable).map(|(row, _)| *row).collect();
         let undelivered = match shared.directory.get(key) {
-            Some(handle) => handle.forget(up_to, &sendable),
+            Some(handle) => {
+                if gone {
+                    shared.directory.note_forgotten(&handle);
+                }
+                handle.forget(up_to, &sendable)
+            }
             None => sendable.iter().filter(|row| **row > cursor).count() as u64,
         };
         shared.metrics.pending.subtract(undelivered);

@@ -111,7 +111,7 @@ fn apply(
             let opened = if let Some(opened) = sessions::load(&shared.directory, applier.connection, identity, *now)? {
                 opened
             } else {
-                let handle = sessions::new_handle(&shared.directory, next.session_key(), identity);
+                let handle = sessions::new_handle(&shared.directory, next, identity);
                 applier.create_session(handle.key, identity, *now)?;
                 sessions::opened_new(handle)
             };

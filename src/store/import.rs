@@ -19,6 +19,7 @@ use super::housekeeping::used_bytes;
 use super::retention;
 use super::rows::{self, cached};
 use super::schema::flags;
+use super::sessions;
 use super::shared::Shared;
 use super::types::{Cursor, NewMessage, RowId, SessionKey};
 use super::writer::{NextIds, wall_clock};
@@ -140,7 +141,7 @@ fn write(
     let outcome = in_transaction(connection, || {
         let key = match rows::session_by_identity(connection, &session.identity)? {
             Some(row) => row.key,
-            None => create(connection, ids.session_key(), session)?,
+            None => create(connection, sessions::new_handle(&shared.directory, &mut ids, &session.identity).key, session)?,
         };
         let known = uuids(connection, key)?;
         let (new, old): (Vec<_>, Vec<_>) = session.messages.iter().partition(|one| !known.contains(&one.message.uuid));

@@ -10,6 +10,7 @@ use super::rows;
 use super::session_handle::SessionHandle;
 use super::shelf::Overlay;
 use super::types::{BacklogSession, MAX_EVENT_IDS, OpenedSession, SessionKey};
+use super::writer::NextIds;
 use crate::protocol::{SessionIdentity, UnixMillis};
 
 /// How long de-duplication keys outlive the end of their session.
@@ -33,9 +34,12 @@ pub(super) fn handle(
     Ok(handle)
 }
 
-/// The handle of a session that is new.
-pub(super) fn new_handle(directory: &Directory, key: SessionKey, identity: &SessionIdentity) -> Arc<SessionHandle> {
-    let handle = Arc::new(SessionHandle::new(key, identity.clone(), super::types::Cursor::default(), 0));
+/// The handle of a session that the database does not know: new, or the one that somebody still holds.
+pub(super) fn new_handle(directory: &Directory, next: &mut NextIds, identity: &SessionIdentity) -> Arc<SessionHandle> {
+    if let Some(handle) = directory.forgotten(identity) {
+        return handle;
+    }
+    let handle = Arc::new(SessionHandle::new(next.session_key(), identity.clone(), super::types::Cursor::default(), 0));
     handle.set_stored(super::types::RowId(0));
     directory.insert(&handle);
     handle

@@ -1,0 +1,45 @@
+//! A history that is forgotten while it is still in somebody's hands: a connection, the uploader, the look through the
+//! backlog at the start.
+
+use crate::support::history::{MAC, run_with_input, text};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, soon};
+
+fn say_and_end(daemon: &Daemon, mac: &str, session: &str) -> Agent {
+    let mut agent = Agent::connect(daemon);
+    agent.bind(mac, session);
+    agent.say(1, "Hello");
+    agent.end();
+    agent.flush("durable");
+    agent
+}
+
+fn forget(daemon: &Daemon, words: &[&str]) -> String {
+    text(daemon, &[&["history", "forget", "--yes", "--including-undelivered"], words].concat())
+}
+
+/// The connection knew the session before it was forgotten, and goes on in the one that was read back.
+#[test]
+fn what_is_said_on_an_old_connection_after_a_history_was_forgotten_and_read_back_survives_a_kill() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let mut daemon = Daemon::start_for(&api);
+    let mut agent = say_and_end(&daemon, MAC, "s");
+    soon("it is delivered", || text(&daemon, &["history", "list"]).contains("1 delivered"));
+    let export = text(&daemon, &["history", "export"]);
+    forget(&daemon, &["--session", "s"]);
+    let output = run_with_input(&daemon, &["history", "import", "-"], export.as_bytes());
+    assert!(output.status.success(), "{output:?}");
+    api.fault(Fault::database_down());
+    for index in 0..3 {
+        agent.say(1, &format!("later {index}"));
+    }
+    assert_eq!(agent.flush("durable")["ok"], true);
+    daemon.kill9();
+    api.clear_faults();
+    daemon.start();
+    let rows = api.wait_for_rows("s", 4);
+    assert!(rows[1..].iter().map(|row| row.content.as_str()).eq(["later 0", "later 1", "later 2"]), "{rows:?}");
+    let shown = text(&daemon, &["history", "show", "s"]);
+    assert!(shown.contains("Hello") && shown.contains("later 2"), "{shown}");
+    assert_eq!(text(&daemon, &["history", "list"]).lines().count(), 2);
+}
