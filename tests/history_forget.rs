@@ -1,8 +1,14 @@
 //! A history that is forgotten while it is still in somebody's hands: a connection, the uploader, the look through the
 //! backlog at the start.
 
-use crate::support::history::{MAC, run_with_input, text};
-use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, soon};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use serde_json::{Value, json};
+
+use crate::support::eventually::SOON;
+use crate::support::history::{MAC, OTHER_MAC, fill_undelivered, run_with_input, text};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, eventually, oracle, soon};
 
 fn say_and_end(daemon: &Daemon, mac: &str, session: &str) -> Agent {
     let mut agent = Agent::connect(daemon);
@@ -15,6 +21,10 @@ fn say_and_end(daemon: &Daemon, mac: &str, session: &str) -> Agent {
 
 fn forget(daemon: &Daemon, words: &[&str]) -> String {
     text(daemon, &[&["history", "forget", "--yes", "--including-undelivered"], words].concat())
+}
+
+fn upload(daemon: &Daemon, number: &str) -> u64 {
+    daemon.status()["upload"][number].as_u64().expect("a number")
 }
 
 /// The connection knew the session before it was forgotten, and goes on in the one that was read back.
@@ -42,4 +52,27 @@ fn what_is_said_on_an_old_connection_after_a_history_was_forgotten_and_read_back
     let shown = text(&daemon, &["history", "show", "s"]);
     assert!(shown.contains("Hello") && shown.contains("later 2"), "{shown}");
     assert_eq!(text(&daemon, &["history", "list"]).lines().count(), 2);
+}
+
+/// A page of the backlog may have been read before its sessions were forgotten.
+#[test]
+fn a_backlog_that_is_forgotten_while_it_is_looked_through_leaves_nothing_to_send() {
+    const SESSIONS: usize = 6_000;
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(OTHER_MAC);
+    let mut daemon = Daemon::builder().api(&api).set("store.durability", "'os'").set("log.level", "'info'").start();
+    assert!(daemon.term(SOON).success());
+    fill_undelivered(&daemon, SESSIONS);
+    daemon.spawn();
+    let socket = daemon.directory().join("run/status.sock");
+    let mut stream = eventually(SOON, "somebody listens", || UnixStream::connect(&socket).ok());
+    let wish = json!({"change": "forget", "mac": OTHER_MAC, "session_id": null, "including_undelivered": true});
+    stream.write_all(format!("{wish}\n").as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    assert_eq!((&answer["ok"], &answer["sessions"]), (&json!(true), &json!(SESSIONS)), "{answer}");
+    soon("nothing is left in the books", || daemon.metric("pending") == 0);
+    soon("nor in the queue", || upload(&daemon, "sessions_pending") == 0);
+    oracle::check_books(&daemon);
 }

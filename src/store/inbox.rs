@@ -72,8 +72,10 @@ pub(super) struct Found {
     pub(super) ended: bool,
     pub(super) cursor: Cursor,
     pub(super) pending: u64,
+    /// Its rows after the cursor begin and end here.
+    pub(super) oldest: RowId,
     pub(super) newest: RowId,
-    pub(super) oldest: UnixMillis,
+    pub(super) waits_since: UnixMillis,
 }
 
 /// The cursor of a session is to be written, together with what it passed over: a kill must not leave one without the

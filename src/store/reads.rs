@@ -97,14 +97,12 @@ pub(super) fn backlog(connection: &Connection, after: SessionKey, limit: usize) 
         };
         let newest = rows::newest(connection, key)?;
         let pending = rows::count_after(connection, key, cursor.row)?;
-        let oldest: i64 = cached(
-            connection,
-            "SELECT recorded_ms FROM messages INDEXED BY messages_by_session WHERE session = ?1 AND id > ?2 ORDER BY id LIMIT 1",
-        )?
-        .query_row([key.0, cursor.row.0], |row| row.get(0))
-        .optional()?
-        .unwrap_or(0);
-        found.push(Found { key, identity, ended: row.get(3)?, cursor, pending, newest, oldest: UnixMillis(oldest) });
+        let oldest = rows::first_after(connection, key, cursor.row)?.unwrap_or_default();
+        let waits_since = cached(connection, "SELECT recorded_ms FROM messages WHERE id = ?1")?
+            .query_row([oldest.0], |row| row.get(0).map(UnixMillis))
+            .optional()?
+            .unwrap_or(UnixMillis(0));
+        found.push(Found { key, identity, ended: row.get(3)?, cursor, pending, oldest, newest, waits_since });
     }
     Ok(found)
 }

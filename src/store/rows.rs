@@ -114,6 +114,14 @@ pub(super) fn count_after(connection: &Connection, key: SessionKey, after: RowId
     Ok(u64::try_from(all - kept).unwrap_or(0))
 }
 
+/// The first row of a session after another one.
+pub(super) fn first_after(connection: &Connection, key: SessionKey, after: RowId) -> rusqlite::Result<Option<RowId>> {
+    let first: Option<i64> =
+        cached(connection, "SELECT min(id) FROM messages INDEXED BY messages_by_session WHERE session = ?1 AND id > ?2")?
+            .query_row([key.0, after.0], |row| row.get(0))?;
+    Ok(first.map(RowId))
+}
+
 /// The youngest row of a session; 0 when it has none.
 pub(super) fn newest(connection: &Connection, key: SessionKey) -> rusqlite::Result<RowId> {
     let newest: Option<i64> =

@@ -79,13 +79,14 @@ pub(super) fn overlay(opened: &mut OpenedSession, shelf: Overlay) {
     opened.agent_id = shelf.agent.or(opened.agent_id.take()).or(shelf.suggested_agent);
 }
 
-/// Gives sessions with a backlog their handles. A reader has counted them; what came since then is added.
+/// Gives sessions with a backlog their handles. A reader has counted them; what came since then is added. Rows leave from the
+/// oldest on, when they are forgotten: if that one is still there, all are.
 pub(super) fn adopt(directory: &Directory, connection: &Connection, found: &[Found]) -> rusqlite::Result<Vec<BacklogSession>> {
     let adopt = |found: &Found| {
         let living = directory.get(found.key);
         let handle = match living {
             Some(handle) => handle,
-            None if rows::cursor(connection, found.key)? == found.cursor => {
+            None if is_as_found(connection, found)? => {
                 let pending = found.pending + rows::count_after(connection, found.key, found.newest)?;
                 let handle = Arc::new(SessionHandle::new(found.key, found.identity.clone(), found.cursor, pending));
                 handle.set_stored(rows::newest(connection, found.key)?);
@@ -94,7 +95,12 @@ pub(super) fn adopt(directory: &Directory, connection: &Connection, found: &[Fou
             }
             None => handle(directory, connection, found.key, &found.identity)?,
         };
-        Ok(BacklogSession { handle, ended: found.ended, oldest: found.oldest })
+        Ok(BacklogSession { handle, ended: found.ended, oldest: found.waits_since })
     };
     found.iter().map(adopt).collect()
+}
+
+fn is_as_found(connection: &Connection, found: &Found) -> rusqlite::Result<bool> {
+    Ok(rows::cursor(connection, found.key)? == found.cursor
+        && rows::first_after(connection, found.key, found.cursor.row)? == Some(found.oldest))
 }

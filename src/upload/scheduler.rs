@@ -39,6 +39,9 @@ const BACKLOG_PAGE: usize = 500;
 /// How long a session is held when the store could not be read.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long a session is held whose pending messages are not to be seen yet.
+const UNSEEN_PAUSE: Duration = Duration::from_millis(100);
+
 /// When the backlog is looked through again after the store could not be read.
 const BACKLOG_PAUSE: Duration = Duration::from_secs(10);
 

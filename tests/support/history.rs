@@ -125,28 +125,36 @@ pub fn bytes_are_in(directory: &Path, needle: &str) -> bool {
 /// Puts a session of so many messages beside the others into the stored database, as the daemon would have written it.
 #[track_caller]
 pub fn fill(daemon: &Daemon, messages: usize) {
+    fill_with(daemon, 1, messages as i64, true);
+}
+
+/// Puts so many sessions of two undelivered messages each beside the others into the stored database.
+#[track_caller]
+pub fn fill_undelivered(daemon: &Daemon, sessions: usize) {
+    fill_with(daemon, sessions as i64, 2, false);
+}
+
+fn fill_with(daemon: &Daemon, sessions: i64, messages: i64, delivered: bool) {
     use chat_historyd::store::checksum::{RowFields, of_message};
     let mut connection = rusqlite::Connection::open(daemon.store().join("history.db")).expect("the database");
     connection.busy_timeout(std::time::Duration::from_secs(20)).expect("a timeout");
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).expect("the lock");
-    let session: i64 = transaction
-        .query_row("SELECT max(id) + 1000000 FROM sessions", [], |row| row.get(0))
-        .expect("a key far from the daemon's own");
-    let first: i64 =
-        transaction.query_row("SELECT max(id) + 100000000 FROM messages", [], |row| row.get(0)).expect("a row far from its own");
-    transaction
-        .execute(
-            "INSERT INTO sessions (id, mac, session_id, started_ms, ended_ms) VALUES (?1, ?2, ?3, ?4, ?4)",
-            rusqlite::params![session, OTHER_MAC, format!("filled-{session}"), SAID_AT * 1000],
-        )
-        .expect("a session");
-    {
-        let mut insert = transaction
-            .prepare("INSERT INTO messages VALUES (?1, ?2, ?3, ?4, 0, ?5, ?5, ?6, NULL, NULL, NULL, ?7)")
-            .expect("the table");
-        for number in 0..messages as i64 {
-            let row = RowFields {
-                id: first + number,
+    let number = |sql| transaction.query_row(sql, [], |row| row.get::<_, i64>(0)).expect("a number far from the daemon's own");
+    let first_session = number("SELECT coalesce(max(id), 0) + 1000000 FROM sessions");
+    let mut row = number("SELECT coalesce(max(id), 0) + 100000000 FROM messages");
+    let mut insert = transaction
+        .prepare("INSERT INTO messages VALUES (?1, ?2, ?3, ?4, 0, ?5, ?5, ?6, NULL, NULL, NULL, ?7)")
+        .expect("the table");
+    for session in first_session..first_session + sessions {
+        transaction
+            .execute(
+                "INSERT INTO sessions (id, mac, session_id, started_ms, ended_ms) VALUES (?1, ?2, ?3, ?4, ?4)",
+                rusqlite::params![session, OTHER_MAC, format!("filled-{session}"), SAID_AT * 1000],
+            )
+            .expect("a session");
+        for number in 0..messages {
+            let fields = RowFields {
+                id: row,
                 session,
                 uuid: &[7; 16],
                 chat_type: 1 + number % 2,
@@ -158,11 +166,16 @@ pub fn fill(daemon: &Daemon, messages: usize) {
                 extra: None,
                 audio: None,
             };
+            let RowFields { id, uuid, chat_type, time_ms, content, .. } = fields;
             insert
-                .execute(rusqlite::params![row.id, session, row.uuid, row.chat_type, row.time_ms, row.content, of_message(&row)])
+                .execute(rusqlite::params![id, session, uuid, chat_type, time_ms, content, of_message(&fields)])
                 .expect("a message");
+            row += 1;
+        }
+        if delivered {
+            transaction.execute("INSERT INTO cursors VALUES (?1, ?2, 0, 0)", [session, row]).expect("a cursor");
         }
     }
-    transaction.execute("INSERT INTO cursors VALUES (?1, ?2, 0, 0)", [session, first + messages as i64]).expect("a cursor");
+    drop(insert);
     transaction.commit().expect("written");
 }

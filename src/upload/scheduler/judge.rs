@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::{UNKNOWN_DEVICE, UNREADABLE_PAUSE, Uploader, now, random};
+use super::{UNKNOWN_DEVICE, UNREADABLE_PAUSE, UNSEEN_PAUSE, Uploader, now, random};
 use crate::clock::wall_clock;
 use crate::manager_api::{AnsweredBy, Verdict};
 use crate::observe::Mention;
@@ -74,6 +74,10 @@ impl Uploader {
                 if let Some(entry) = self.queue.get(key) {
                     entry.since = Instant::now();
                     entry.order = Order::Since(Instant::now());
+                    if entry.handle.pending() > 0 && !went_on {
+                        // Nothing to be seen of what the books say: it is not committed yet. No turn follows the other meanwhile.
+                        self.queue.back_off(key, UNSEEN_PAUSE);
+                    }
                 }
             }
             Outcome::More => {
