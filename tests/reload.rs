@@ -127,6 +127,32 @@ fn a_url_that_appears_delivers_the_backlog_and_one_that_goes_keeps_the_history_h
     oracle.check(&daemon, &api);
 }
 
+/// Such a session stands in no database yet, where the backlog would be found.
+#[test]
+fn a_url_that_appears_while_the_store_fails_delivers_what_is_kept_in_memory() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().start();
+    fs::write(daemon.directory().join("secret"), SECRET).unwrap();
+    let database = rusqlite::Connection::open(daemon.store().join("history.db")).unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..3 {
+        producer.say(1, &format!("message {index}"));
+    }
+    soon("all of it is kept in memory", || daemon.status()["store"]["shelf_messages"] == 3);
+    daemon.set("manager_api.secret_file", &format!("'{}'", daemon.directory().join("secret").display()));
+    daemon.set("manager_api.url", &format!("'{}'", api.url()));
+    reload(&daemon);
+    api.wait_for_rows("s", 3);
+    assert!(!daemon.status()["store"]["failing"].is_null());
+    drop(database);
+    let mut oracle = Oracle::new(&daemon);
+    producer.wait_until_acked();
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
+}
+
 #[test]
 fn a_bad_file_is_kept_out_whole() {
     let (api, mut daemon) = ground();

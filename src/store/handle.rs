@@ -22,7 +22,7 @@ use super::types::{
     BacklogSession, Cursor, OpenedSession, PendingMessage, Rejection, RowId, SessionKey, SessionWrite, StreamStand, WaitingDevice,
 };
 use super::writer::Writer;
-use super::{backups_due, reads, record, rows, start};
+use super::{backups_due, group, reads, record, rows, start};
 use crate::config::StoreSettings;
 use crate::observe::Metrics;
 use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
@@ -216,6 +216,14 @@ impl Store {
     #[must_use]
     pub fn arrivals(&self) -> &Arrivals {
         &self.shared().arrivals
+    }
+
+    /// Tells the uploader once more of what stands in memory while the store cannot be written: for one that begins only
+    /// now. [`Self::backlog`] has the rest.
+    pub fn announce_shelved(&self) {
+        let news = |write: &SessionWrite| (Arc::clone(&write.session), group::sendable(write), group::ended(write));
+        let news: Vec<_> = self.shared().shelf().writes().map(news).collect();
+        self.shared().arrivals.note(news, false);
     }
 
     /// The sessions with undelivered messages, by key, at most `limit` after `after`; empty at the end.

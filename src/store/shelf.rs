@@ -137,11 +137,14 @@ impl Shelf {
         self.items.iter().map(count).sum::<usize>() as u64
     }
 
+    /// The writes, in order.
+    pub(super) fn writes(&self) -> impl Iterator<Item = &SessionWrite> {
+        self.items.iter().filter_map(|item| if let Shelved::Write(shelved) = item { Some(&shelved.write) } else { None })
+    }
+
     /// Transcripts held here, less those released here.
     pub(super) fn held_balance(&self) -> u64 {
-        let writes =
-            self.items.iter().filter_map(|item| if let Shelved::Write(shelved) = item { Some(&shelved.write) } else { None });
-        let (held, released) = writes.fold((0, 0), |sum, write| (sum.0 + write.hold.len(), sum.1 + write.release.len()));
+        let (held, released) = self.writes().fold((0, 0), |sum, write| (sum.0 + write.hold.len(), sum.1 + write.release.len()));
         held.saturating_sub(released) as u64
     }
 

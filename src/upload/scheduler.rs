@@ -266,12 +266,12 @@ impl Uploader {
             // What could not be read before may be among what was salvaged.
             self.look_through(None);
         }
-        for Arrival { handle, messages, since, ended, had_an_end } in self.store.arrivals().take() {
+        for Arrival { handle, since, ended, had_an_end, .. } in self.store.arrivals().take() {
             let key = handle.key;
             if had_an_end {
                 (self.on_finished)(key);
             }
-            if self.api.is_none() || (messages == 0 && !self.queue.contains(key)) {
+            if self.api.is_none() || (handle.pending() == 0 && !self.queue.contains(key)) {
                 continue;
             }
             let entry = self.queue.enter(handle, Instant::from_std(since), Order::Since(Instant::now()));

@@ -50,6 +50,8 @@ impl Uploader {
             self.forget_devices();
             self.announce(Change::None);
             if appeared {
+                // In this order: what is written meanwhile is then seen twice, never not at all.
+                self.store.announce_shelved();
                 self.look_through(None);
             }
         }
