@@ -7,7 +7,7 @@ use crate::api_faults::{MAC, OTHER_MAC, attempts, ground, say};
 use crate::support::daemon::Builder;
 use crate::support::eventually::{SOON, always};
 use crate::support::oracle::{check_books, check_fresh};
-use crate::support::{Daemon, ManagerApi, Oracle, Producer, Variant, clock, soon};
+use crate::support::{Daemon, Fault, ManagerApi, Oracle, Producer, Rule, Variant, clock, soon};
 
 fn holding(api: &ManagerApi, hold: &str) -> Builder {
     Daemon::builder().api(api).set("upload.unknown_device_retry", "'1s'").set("upload.unknown_device_hold", hold)
@@ -195,4 +195,28 @@ fn all_sessions_of_a_device_are_given_up_when_their_hold_is_over_and_others_flow
     oracle.owe(&known);
     oracle.check(&daemon, &api);
     assert!(said >= 3, "the other device waited");
+}
+
+#[test]
+fn when_the_message_that_tries_for_a_waiting_device_is_rejected_another_session_tries() {
+    let (api, _) = ground(Variant::Fork);
+    let daemon = Daemon::builder().api(&api).set("upload.poison_attempts", "1").start();
+    for session in ["poison", "waits"] {
+        say(&daemon, OTHER_MAC, session, "Hello");
+    }
+    soon("both wait", || daemon.status()["upload"]["sessions_pending"] == 2);
+    api.rule(Rule::new(Fault::database_down()).session("poison"));
+    // Only what fails while others get through is the message's fault.
+    let mut known = Producer::connected(&daemon, MAC, "known");
+    let mut said = 0;
+    soon("it is rejected", || {
+        if api.rows("known").len() == said {
+            known.say(1, &format!("message {said}"));
+            said += 1;
+        }
+        daemon.labelled("rejected", "refused_by_server") == 1
+    });
+    api.register(OTHER_MAC);
+    api.wait_for_rows("waits", 1);
+    check_books(&daemon);
 }

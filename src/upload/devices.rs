@@ -55,11 +55,6 @@ impl Devices {
         self.waiting.contains_key(&mac)
     }
 
-    /// Whether a message of a waiting device may try now.
-    pub(super) fn is_trying(&self, mac: MacAddress) -> bool {
-        self.waiting.get(&mac).is_some_and(|device| device.trying)
-    }
-
     /// Devices with sessions that wait.
     pub(super) fn count(&self) -> usize {
         self.waiting.values().filter(|device| !device.parked.is_empty()).count()
@@ -111,6 +106,15 @@ impl Devices {
         (!device.parked.is_empty()).then(|| device.parked.remove(0))
     }
 
+    /// A session has nothing left to send, whatever became of it: where it was to try, another one that is parked is to.
+    pub(super) fn left(&mut self, key: SessionKey, mac: MacAddress) -> Option<SessionKey> {
+        let device = self.waiting.get_mut(&mac)?;
+        let before = device.parked.len();
+        device.parked.retain(|parked| *parked != key);
+        let may_have_tried = device.trying && device.parked.len() == before;
+        if may_have_tried { self.next_trial(mac) } else { None }
+    }
+
     pub(super) fn next_timer(&self) -> Option<Instant> {
         self.timers.first().map(|&(at, _)| at)
     }
@@ -157,15 +161,27 @@ mod tests {
             devices.next_trial(MAC);
         }
         // All its sessions were given up: the next message that comes may try.
-        assert!(devices.is_trying(MAC));
         assert_eq!(devices.count(), 0);
         assert_eq!(devices.admit(SessionKey(2), MAC, RETRY, HOLD), Admission::HoldIsOver);
         devices.unregistered(SessionKey(2), MAC, UnixMillis(5), now + RETRY);
-        assert!(!devices.is_trying(MAC));
         assert_eq!(devices.admit(SessionKey(3), MAC, RETRY, HOLD), Admission::Parked);
         assert_eq!((devices.next_trial(MAC), devices.next_trial(MAC)), (Some(SessionKey(2)), Some(SessionKey(3))));
         assert_eq!(devices.registered(MAC), Some(Vec::new()));
         assert_eq!(devices.admit(SessionKey(3), MAC, RETRY, HOLD), Admission::Free);
+    }
+
+    #[test]
+    fn when_the_session_that_tries_leaves_the_next_one_tries_and_a_parked_one_may_leave() {
+        let (mut devices, now, key) = (Devices::default(), Instant::now(), SessionKey);
+        for parked in 1..=4 {
+            devices.unregistered(key(parked), MAC, UnixMillis(5), now + RETRY);
+        }
+        assert_eq!(devices.left(key(2), MAC), None, "it was parked, and nobody tries before the time");
+        assert_eq!(devices.next_trial(MAC), Some(key(1)));
+        assert_eq!(devices.left(key(3), MAC), None, "another one tries");
+        assert_eq!(devices.left(key(1), MAC), Some(key(4)));
+        assert_eq!((devices.left(key(4), MAC), devices.count()), (None, 0));
+        assert_eq!(devices.left(key(5), OTHER), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::deliveries::Delivered;
 use super::due::{Backlog, DueRule};
 use super::poison::Strikes;
 use crate::observe::{Ended, Episode};
+use crate::protocol::MacAddress;
 use crate::store::{RowId, SessionHandle, SessionKey};
 
 /// All sessions with undelivered messages.
@@ -86,6 +87,8 @@ enum Stage {
 /// A session has nothing left to send and is forgotten.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Drained {
+    /// Its device.
+    pub(super) mac: MacAddress,
     /// It has ended, and messages of it went through.
     pub(super) finished: bool,
 }
@@ -163,9 +166,9 @@ impl Queue {
         let now = Instant::now();
         match rule.due_at(Backlog { pending, since: entry.since.into_std(), urgent }).map(Instant::from_std) {
             None => {
-                let finished = entry.ended && entry.passed > 0;
+                let drained = Drained { mac: entry.handle.identity.mac, finished: entry.ended && entry.passed > 0 };
                 self.sessions.remove(&key);
-                return Some(Drained { finished });
+                return Some(drained);
             }
             Some(at) if at <= now => {
                 self.places += 1;
@@ -306,7 +309,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{MacAddress, SessionId, SessionIdentity};
+    use crate::protocol::{SessionId, SessionIdentity};
     use crate::store::Cursor;
 
     const RULE: DueRule = DueRule { batch_size: 5, send_interval: Duration::from_secs(30) };
@@ -387,7 +390,7 @@ mod tests {
         entry.ended = true;
         entry.passed = 1;
         entry.wait(reply);
-        assert_eq!(queue.evaluate(SessionKey(1), RULE), Some(Drained { finished: true }));
+        assert_eq!(queue.evaluate(SessionKey(1), RULE), Some(Drained { mac: MacAddress::from_octets([0; 6]), finished: true }));
         assert_eq!(queue.len(), 0);
         assert_eq!(answer.try_recv().map(|delivered| delivered.reason), Ok(None));
     }

@@ -280,15 +280,21 @@ impl Uploader {
         }
     }
 
-    fn evaluate(&mut self, key: SessionKey) {
+    /// Puts a session where it belongs. One that leaves may have been the one that was to try for its device.
+    fn evaluate(&mut self, mut key: SessionKey) {
         let rule = {
             let session = &self.settings.borrow().session;
             // A daemon that stops sends whatever there is.
             let send_interval = if self.stopping.is_some() { Duration::ZERO } else { session.send_interval };
             DueRule { batch_size: session.batch_size, send_interval }
         };
-        if self.queue.evaluate(key, rule).is_some_and(|drained| drained.finished) {
-            (self.on_finished)(key);
+        while let Some(drained) = self.queue.evaluate(key, rule) {
+            if drained.finished {
+                (self.on_finished)(key);
+            }
+            let Some(next) = self.devices.left(key, drained.mac) else { return };
+            self.queue.unpark(next);
+            key = next;
         }
     }
 

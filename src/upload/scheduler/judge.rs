@@ -53,13 +53,8 @@ impl Uploader {
                 info!(mac = %mac.short(), reports, pending = entry.handle.pending(), "batch delivered");
                 self.device_is_known(mac);
             }
-            // Nothing was left to try with, or the next message of this session is not the oldest that waits.
-            let next_may_try = reports == 0 && (passed > 0 || matches!(outcome, Outcome::Drained));
             self.judge(key, mac, outcome, passed + reports > 0);
             self.evaluate(key);
-            if next_may_try && self.devices.is_trying(mac) {
-                self.try_device(mac);
-            }
         }
         if knocked {
             self.gate.probe_judged(now());
@@ -247,12 +242,9 @@ impl Uploader {
 
     /// One session of a waiting device tries again; where none waits, its next message does.
     pub(super) fn try_device(&mut self, mac: MacAddress) {
-        while let Some(key) = self.devices.next_trial(mac) {
+        if let Some(key) = self.devices.next_trial(mac) {
             self.queue.unpark(key);
             self.evaluate(key);
-            if self.queue.contains(key) {
-                return;
-            }
         }
     }
 }
