@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::eventually::SOON;
 use crate::support::history::{MAC, OTHER_MAC, fill_undelivered, run_with_input, text};
-use crate::support::{Agent, Daemon, Fault, ManagerApi, Variant, eventually, oracle, soon};
+use crate::support::{Agent, Daemon, Fault, ManagerApi, Rule, Variant, eventually, oracle, soon};
 
 fn say_and_end(daemon: &Daemon, mac: &str, session: &str) -> Agent {
     let mut agent = Agent::connect(daemon);
@@ -52,6 +52,35 @@ fn what_is_said_on_an_old_connection_after_a_history_was_forgotten_and_read_back
     let shown = text(&daemon, &["history", "show", "s"]);
     assert!(shown.contains("Hello") && shown.contains("later 2"), "{shown}");
     assert_eq!(text(&daemon, &["history", "list"]).lines().count(), 2);
+}
+
+#[test]
+fn a_forgotten_device_that_waited_to_be_registered_leaves_the_status_at_once() {
+    let api = ManagerApi::start(Variant::Fork);
+    let daemon = Daemon::builder().api(&api).set("upload.unknown_device_retry", "'10m'").start();
+    for session in ["first", "second"] {
+        say_and_end(&daemon, OTHER_MAC, session);
+    }
+    soon("both wait", || upload(&daemon, "devices_waiting") == 1 && upload(&daemon, "sessions_pending") == 2);
+    forget(&daemon, &["--mac", OTHER_MAC]);
+    soon("nobody waits", || upload(&daemon, "devices_waiting") == 0 && upload(&daemon, "sessions_pending") == 0);
+    oracle::check_books(&daemon);
+}
+
+#[test]
+fn when_the_session_that_tries_for_a_waiting_device_is_forgotten_another_one_tries() {
+    let api = ManagerApi::start(Variant::Fork);
+    let daemon = Daemon::start_for(&api);
+    for session in ["tries", "waits"] {
+        say_and_end(&daemon, OTHER_MAC, session);
+    }
+    soon("both wait", || upload(&daemon, "sessions_pending") == 2);
+    api.rule(Rule::new(Fault::status_with(503, "retry-after", "600")).session("tries"));
+    soon("one of them backs off for long", || upload(&daemon, "backing_off") == 1);
+    api.register(OTHER_MAC);
+    forget(&daemon, &["--session", "tries"]);
+    api.wait_for_rows("waits", 1);
+    oracle::check_books(&daemon);
 }
 
 /// A page of the backlog may have been read before its sessions were forgotten.

@@ -71,13 +71,7 @@ impl Arrivals {
                 continue;
             }
             any = true;
-            let entry = entries.entry(handle.key).or_insert_with(|| Arrival {
-                handle: Arc::clone(&handle),
-                messages: 0,
-                since: now,
-                ended: None,
-                had_an_end: false,
-            });
+            let entry = entry_of(&mut entries, &handle, now);
             if entry.messages == 0 {
                 entry.since = now;
             }
@@ -90,6 +84,19 @@ impl Arrivals {
             self.changed.notify_one();
         }
     }
+
+    /// Notes that messages of a session were forgotten: what it waited for may be over.
+    pub(super) fn note_forgotten(&self, handle: &Arc<SessionHandle>) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entry_of(&mut entries, handle, Instant::now());
+        drop(entries);
+        self.changed.notify_one();
+    }
+}
+
+fn entry_of<'e>(entries: &'e mut HashMap<SessionKey, Arrival>, handle: &Arc<SessionHandle>, since: Instant) -> &'e mut Arrival {
+    let new = || Arrival { handle: Arc::clone(handle), messages: 0, since, ended: None, had_an_end: false };
+    entries.entry(handle.key).or_insert_with(new)
 }
 
 #[cfg(test)]

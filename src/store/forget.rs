@@ -126,7 +126,9 @@ pub(super) fn forget_step(
                 if gone {
                     shared.directory.note_forgotten(&handle);
                 }
-                handle.forget(up_to, &sendable)
+                let undelivered = handle.forget(up_to, &sendable);
+                shared.arrivals.note_forgotten(&handle);
+                undelivered
             }
             None => sendable.iter().filter(|row| **row > cursor).count() as u64,
         };

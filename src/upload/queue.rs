@@ -151,15 +151,15 @@ impl Queue {
         entry.answer_waiters();
         let pending = entry.handle.pending();
         match entry.stage {
-            Stage::Sending | Stage::Parked => return None,
-            Stage::BackingOff(_) | Stage::Ready(_) if pending > 0 => return None,
+            Stage::Sending => return None,
+            Stage::Parked | Stage::BackingOff(_) | Stage::Ready(_) if pending > 0 => return None,
             Stage::Ready(place) => {
                 self.ready.remove(&place);
             }
             Stage::Waiting(at) | Stage::BackingOff(at) => {
                 self.timers.remove(&(at, key));
             }
-            Stage::Idle => {}
+            Stage::Idle | Stage::Parked => {}
         }
         entry.stage = Stage::Idle;
         let urgent = entry.urgent || entry.ended || !entry.waiters.is_empty();
@@ -376,7 +376,7 @@ mod tests {
         let (key, _) = queue.pop_ready().unwrap();
         queue.park(key);
         queue.evaluate(key, RULE);
-        assert!(!queue.has_ready());
+        assert!(!queue.has_ready() && queue.contains(key));
         queue.unpark(key);
         queue.evaluate(key, RULE);
         assert!(queue.has_ready());
