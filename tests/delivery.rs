@@ -398,3 +398,23 @@ fn what_was_cut_or_left_out_is_counted_once_a_message_however_often_it_was_tried
     assert!(daemon.labelled("attempts", "later") >= 3);
     assert_eq!((daemon.metric("messages_truncated"), daemon.metric("audio_not_sent")), (1, 1));
 }
+
+#[test]
+fn parts_that_were_taken_are_not_sent_again_after_a_kill_though_their_message_is_the_first_of_its_session() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().api(&api).set("manager_api.max_content", "64").start();
+    api.rule(Rule::new(Fault::status(503)).content("the end"));
+    let words = (0..100).map(|index| format!("word{index}")).collect::<Vec<_>>().join(" ");
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(2, &format!("{words} the end"));
+    producer.wait_until_acked();
+    soon("all but the last part is taken", || daemon.metric("retries") > 0);
+    daemon.kill9();
+    api.clear_faults();
+    let taken = api.rows("s").len();
+    assert!(taken > 4, "{taken} parts");
+    daemon.start();
+    soon("it is through", || daemon.metric("delivered") == 1);
+    assert_eq!(api.rows("s").len(), taken + 1);
+}

@@ -120,7 +120,8 @@ impl SessionHandle {
     /// Whether this row was forgotten: it must not be sent any more.
     #[must_use]
     pub fn has_forgotten(&self, row: RowId) -> bool {
-        row.0 <= self.forgotten.load(Ordering::Acquire)
+        // The cursor of a session whose first message is under way stands at 0, and that was not forgotten.
+        self.was_forgotten() && row.0 <= self.forgotten.load(Ordering::Acquire)
     }
 
     /// Whether rows of the session were forgotten while somebody held it.
