@@ -226,6 +226,7 @@ fn a_database_that_is_damaged_foreign_or_too_new_is_broken() {
     connection.execute("DELETE FROM sessions", []).unwrap();
     connection.close().unwrap();
     examine(&daemon, &[]).has("database", "broken", "200 messages belong to no session");
+    with(&sound).has("salvage", "advice", "1 damaged databases");
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     examine(&daemon, &[]).has("database", "broken", "is no regular file");
@@ -559,4 +560,41 @@ fn a_refused_reload_is_told_also_when_the_file_is_mended_since() {
     daemon.hup();
     soon("it is taken", || daemon.metric("config_last_reload_successful") == 1);
     assert!(examine(&daemon, &[]).said["findings"].as_array().unwrap().iter().all(|finding| finding["check"] != "reload"));
+}
+
+/// A history whose message `text` is damaged: a salvage finds it and cannot carry it over.
+fn with_a_damaged_message(daemon: &mut Daemon, text: &str) {
+    let mut producer = Producer::connected(daemon, MAC, "s");
+    for content in ["the first", text, "the third"] {
+        producer.say(1, content);
+    }
+    producer.wait_until_acked();
+    daemon.term(SOON);
+    let path = daemon.store().join("history.db");
+    let mut database = std::fs::read(&path).unwrap();
+    // It is salvaged because of this, whatever the message says.
+    database[..16].fill(0);
+    let at = database.windows(text.len()).position(|bytes| bytes == text.as_bytes()).unwrap();
+    database[at] ^= 4;
+    std::fs::write(&path, database).unwrap();
+}
+
+#[test]
+fn what_a_salvage_left_behind_is_counted_until_it_is_taken_away_and_never_just_to_be_deleted() {
+    let mut daemon = Daemon::builder().set("backup.enabled", "false").start();
+    with_a_damaged_message(&mut daemon, "the second");
+    daemon.start();
+    for _ in 0..2 {
+        assert_eq!(daemon.metric("messages_left_behind"), 1);
+        let found = examine(&daemon, &[]);
+        let finding = found.finding("salvage", "advice", "1 messages");
+        assert!(finding["mend"].as_str().unwrap().contains("copy"), "{finding}");
+        let status = Command::new(binary()).args(["status", "--config"]).arg(daemon.config()).output().unwrap();
+        assert!(String::from_utf8(status.stdout).unwrap().contains("left       1 messages"));
+        // It is known after a restart, too.
+        daemon.restart();
+    }
+    std::fs::remove_dir_all(daemon.store().join("corrupt")).unwrap();
+    daemon.restart();
+    assert_eq!(daemon.metric("messages_left_behind"), 0);
 }

@@ -12,6 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::finding::Finding;
 use crate::config::StoreSettings;
+use crate::store::left_behind;
 use crate::store::schema::{APPLICATION_ID, VERSION};
 
 /// How long to wait for a lock of the daemon.
@@ -34,7 +35,7 @@ pub(super) fn examine(settings: &StoreSettings) -> Vec<Finding> {
             findings.push(Finding::advice("database", what, "run doctor as root or as the daemon's user"));
         }
     }
-    findings.extend(set_aside(&settings.directory.join("corrupt")));
+    findings.extend(set_aside(&settings.directory));
     findings
 }
 
@@ -144,11 +145,26 @@ fn check(path: &Path, how: &str) -> rusqlite::Result<Looked> {
     Ok(Looked::Sound { rejected: rejected.unsigned_abs() })
 }
 
-fn set_aside(directory: &Path) -> Option<Finding> {
-    let count = std::fs::read_dir(directory).ok()?.count();
+/// Damaged databases that were set aside. What a salvage could not carry over is nowhere else: it is never just deleted.
+fn set_aside(store: &Path) -> Option<Finding> {
+    let directory = store.join("corrupt");
+    let left = left_behind(store);
+    let shown = directory.display();
+    if left > 0 {
+        let what = format!(
+            "{left} messages stand in the damaged databases in {shown} and nowhere else: no salvage could carry them over"
+        );
+        let mend = format!(
+            "look at the disk; copy {shown} away and keep it: a person may still read what a checksum refuses. Only then delete \
+             it here; the daemon counts anew when it starts"
+        );
+        return Some(Finding::advice("salvage", what, &mend));
+    }
+    let count = std::fs::read_dir(&directory).ok()?.count();
     (count > 0).then(|| {
-        let what = format!("{} holds {count} files of damaged databases that were salvaged", directory.display());
-        Finding::advice("database", what, "look at the disk; delete them when nobody wants to look into them any more")
+        let what = format!("{shown} holds {count} damaged databases that were salvaged");
+        let mend = "look at the disk; copy them away before you delete them: what could not be read at all is counted nowhere";
+        Finding::advice("salvage", what, mend)
     })
 }
 

@@ -219,6 +219,8 @@ metrics! {
     pub stores_salvaged: Counter,
     /// Messages salvaged from a damaged store.
     pub messages_salvaged: Counter,
+    /// Messages and transcripts that salvages could not carry over: they stand in the files set aside in `corrupt/` and nowhere else.
+    pub messages_left_behind: Gauge,
     /// Sessions that a salvage left without a cursor: sent from their beginning, again if anything of them was delivered before.
     pub cursors_lost: Counter,
     /// Messages deleted by age or size.

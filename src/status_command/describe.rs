@@ -61,6 +61,13 @@ pub(super) fn describe(status: &Value) -> String {
         let reasons = at.labels("/store/rejected");
         row("rejected", format!("{kept} in the store{reasons}; they stay until somebody decides: chat-historyd rejected list"));
     }
+    let left = at.number("/metrics/messages_left_behind");
+    if left > 0 {
+        row(
+            "left",
+            format!("{left} messages only in damaged files that were set aside (corrupt/): copy these away before deleting them"),
+        );
+    }
     row("reports", reports(&at));
     row("rates", rates(&at));
     row(

@@ -32,6 +32,7 @@ mod housekeeping;
 mod import;
 mod inbox;
 mod lock;
+mod left_behind;
 mod open;
 mod readers;
 mod reads;
@@ -63,6 +64,7 @@ pub use health::{CloseReport, Failing, StoreHealth};
 pub use import::{ImportError, Imported, ImportedMessage, ImportedSession, ImportedState};
 pub use record::{HeldTranscriptRecord, MessageState, RejectedRow, SessionSnapshot, TranscriptMessage};
 pub use session_handle::SessionHandle;
+pub use left_behind::left_behind;
 pub use types::{
     Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, MAX_EVENT_IDS, NewMessage, NoRoom, OnSettled,
     OpenedSession, PendingMessage, RejectReason, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamStand, StreamTaken,

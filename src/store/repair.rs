@@ -16,6 +16,7 @@ use super::error::StoreError;
 use super::files::Files;
 use super::group::in_transaction;
 use super::inbox::Advance;
+use super::left_behind::{LeftBehind, left_behind};
 use super::open::{self, Opening};
 use super::rows;
 use super::salvage::{self, DamagedFiles, SalvageReport, salvage};
@@ -101,7 +102,7 @@ pub(super) fn proceed(shared: &Arc<Shared>, repair: &mut Repair, next: &NextIds)
             },
             Repair::UnderWay(aside, thread) if thread.is_finished() => match thread.join() {
                 Ok(Ok(report)) => {
-                    announce(&shared.metrics, &aside, &report);
+                    announce(&shared.metrics, &shared.files, &aside, &report);
                     Repair::InPlace
                 }
                 Ok(Err(error)) => {
@@ -159,6 +160,7 @@ pub(super) fn rebuild(files: &Files, durability: Durability, aside: &Path, sourc
     in_transaction(&connection, || next.save(&connection)).map_err(failed)?;
     super::checkpoint::now(&connection, "TRUNCATE").map_err(failed)?;
     connection.close().map_err(|(_, error)| failed(error))?;
+    LeftBehind::of(&report).note_beside(aside)?;
     files.put_in_place(&rebuilt, aside)?;
     Ok(report)
 }
@@ -188,7 +190,8 @@ fn regular(path: PathBuf) -> PathBuf {
 }
 
 /// Counts a salvage and says so, and what of the damaged store is nowhere else.
-pub(super) fn announce(metrics: &Metrics, aside: &Path, report: &SalvageReport) {
+pub(super) fn announce(metrics: &Metrics, files: &Files, aside: &Path, report: &SalvageReport) {
+    metrics.messages_left_behind.set(left_behind(&files.directory));
     metrics.stores_salvaged.increment();
     metrics.messages_salvaged.add(report.messages);
     metrics.cursors_lost.add(report.sessions_without_cursor);
@@ -202,8 +205,7 @@ pub(super) fn announce(metrics: &Metrics, aside: &Path, report: &SalvageReport) 
         sessions_lost = report.sessions_lost,
         "a damaged store was set aside; its readable messages were salvaged"
     );
-    let left = [report.messages_damaged, report.messages_without_session, report.held_without_session, report.sessions_lost];
-    if left.iter().any(|count| *count > 0) {
+    if !LeftBehind::of(report).is_nothing() {
         tracing::error!(aside = %aside.display(), "not all that was found could be carried over: the rest stands there alone, keep it");
     }
 }

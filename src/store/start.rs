@@ -7,6 +7,7 @@ use rusqlite::Connection;
 
 use super::error::StoreError;
 use super::files::Files;
+use super::left_behind::left_behind;
 use super::lock::InstanceLock;
 use super::open::{self, Fault, Opening};
 use super::reads;
@@ -26,7 +27,7 @@ pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(
     let lock = InstanceLock::take(&files.lock, &files.directory)?;
     if let Some(aside) = files.unfinished()? {
         let report = repair::rebuild(&files, settings.durability, &aside, Source::Aside)?;
-        repair::announce(&metrics, &aside, &report);
+        repair::announce(&metrics, &files, &aside, &report);
     }
     let mut round = 0;
     let (connection, known) = loop {
@@ -53,12 +54,13 @@ pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(
         // What salvage made is damaged, too: then an empty database has to do.
         let source = if round == 1 { Source::Aside } else { Source::Nothing };
         let report = repair::rebuild(&files, settings.durability, &aside, source)?;
-        repair::announce(&metrics, &aside, &report);
+        repair::announce(&metrics, &files, &aside, &report);
     };
     metrics.pending_at_start.add(known.pending);
     metrics.held_at_start.add(known.held);
     metrics.pending.set(known.pending);
     metrics.held.set(known.held);
+    metrics.messages_left_behind.set(left_behind(&files.directory));
     let shared = Shared::new(files, settings, metrics, lock);
     shared.readers.warm_up()?;
     Ok((shared, connection, known.next))
