@@ -215,7 +215,7 @@ fn what_is_not_there_or_makes_no_sense_is_said_with_the_remedy() {
     bytes[..1000].fill(b'x');
     std::fs::write(&database, bytes).expect("it is ours");
     let said = refusal(&daemon, &["history", "list"], 73);
-    assert!(said.contains("is damaged") && said.contains("salvages it at its next start"), "{said}");
+    assert!(said.contains("is damaged") && said.contains("chat-historyd history check"), "{said}");
     std::fs::remove_dir_all(daemon.store()).expect("it is ours");
     assert!(refusal(&daemon, &["history", "list"], 73).contains("there is no history at"));
     let newer = daemon.store();

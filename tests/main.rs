@@ -40,6 +40,7 @@ mod fuzz;
 mod hanging_files;
 mod history;
 mod history_changes;
+mod history_check;
 mod history_export;
 mod history_forget;
 mod history_owner;

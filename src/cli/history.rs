@@ -31,6 +31,8 @@ pub enum HistoryCommand {
     Import(ImportArgs),
     /// Delete a device's or a session's history everywhere on this host
     Forget(ForgetArgs),
+    /// Read the whole store, and salvage it when it is damaged
+    Check,
     /// Print the JSON Schema of exports
     Schema,
 }

@@ -69,7 +69,8 @@ pub(super) fn decision(rejected: u64) -> Option<Finding> {
 }
 
 fn damaged(path: &Path, how: &str) -> Finding {
-    let mend = "restart the daemon: it sets the damaged file aside and saves every readable message";
+    let mend = "run chat-historyd history check: it has the damaged file set aside and every readable message saved, with a daemon or \
+                without one";
     Finding::broken("database", format!("{} is damaged: {how}", path.display()), mend)
 }
 

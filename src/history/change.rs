@@ -21,7 +21,7 @@ use super::wipe;
 use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::protocol::{MacAddress, SessionId};
-use crate::store::{ForgetError, ForgetWish, ImportError, RowId, Store};
+use crate::store::{Checked, ForgetError, ForgetWish, ImportError, RowId, Store};
 
 /// The rows one request may name.
 pub const ROWS: usize = 1000;
@@ -60,6 +60,8 @@ pub enum Request {
         /// What the session held.
         held: Vec<HeldJson>,
     },
+    /// The whole store is to be read, and salvaged when it is damaged.
+    Check,
 }
 
 /// An answer.
@@ -79,7 +81,10 @@ pub struct Answer {
     /// Of the messages, undelivered or pending ones.
     #[serde(default)]
     pub undelivered: u64,
-    /// Messages that cannot be sent again: their rows are damaged.
+    /// Stores that were damaged, set aside and salvaged: one or none.
+    #[serde(default)]
+    pub salvaged: u64,
+    /// Messages that cannot be sent again: their rows are damaged; or that a salvage could not carry over.
     #[serde(default)]
     pub damaged: u64,
     /// Messages that were not there, or (importing) were there already.
@@ -157,6 +162,13 @@ impl Changes {
                     (Ok(mac), Ok(session_id)) => self.forget(mac, session_id, including_undelivered).await,
                 }
             }
+            Request::Check => match self.store.check(!self.serving).await {
+                Ok(Checked::Whole) => Answer::done(),
+                Ok(Checked::Salvaged { messages, left_behind }) => {
+                    Answer { salvaged: 1, messages, damaged: left_behind, ..Answer::done() }
+                }
+                Err(error) => Answer::refused(error.to_string()),
+            },
             Request::Import { session, messages, held } => {
                 let session = match restore::session(&session, messages, held, wall_clock()) {
                     Ok(session) => session,

@@ -4,6 +4,7 @@
 //! standard error and has an exit code; a reader that closes its pipe ends the output quietly.
 //! Refuses: to write to the store itself while a daemon runs.
 
+mod check;
 mod export;
 mod failure;
 mod forget;
@@ -47,6 +48,7 @@ pub fn history(command: &HistoryCommand, sources: &Sources) -> Exit {
         HistoryCommand::Schema => Ok(output().write_all(crate::history::json::SCHEMA.as_bytes())?),
         HistoryCommand::Import(arguments) => import::import(arguments, settings, &mut output()),
         HistoryCommand::Forget(arguments) => forget::forget(arguments, settings, &mut output()),
+        HistoryCommand::Check => check::check(settings, &mut output()),
         HistoryCommand::Search(arguments) => search::search(arguments, settings, &mut output()),
     })
 }

@@ -35,7 +35,7 @@ pub enum ArchiveError {
         source: rusqlite::Error,
     },
     /// Its content is wrong.
-    #[error("{} is damaged: {cause} (the daemon sets it aside and salvages it at its next start)", .path.display())]
+    #[error("{} is damaged: {cause} (chat-historyd history check has it set aside and salvaged)", .path.display())]
     Damaged {
         /// The database.
         path: PathBuf,

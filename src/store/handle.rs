@@ -73,6 +73,18 @@ impl Store {
         &self.owner.shared
     }
 
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.shared().metrics
+    }
+
+    /// A short read of the database.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.shared().readers.spawn(read).await
+    }
+
     /// Opens the store: takes the instance lock, creates what is missing, sets a damaged database aside and salvages it
     /// (this can take long: extend the start timeout meanwhile), and starts the writer thread. Blocks.
     ///

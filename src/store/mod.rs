@@ -17,6 +17,7 @@ pub mod archive;
 mod arrivals;
 mod backups_due;
 mod changes;
+mod check;
 mod checkpoint;
 pub mod checksum;
 mod clock;
@@ -31,8 +32,8 @@ mod health;
 mod housekeeping;
 mod import;
 mod inbox;
-mod lock;
 mod left_behind;
+mod lock;
 mod open;
 mod readers;
 mod reads;
@@ -56,15 +57,16 @@ pub use archive::{Archive, ArchiveError};
 pub use arrivals::Arrivals;
 pub use backups_due::Backed;
 pub use changes::Retried;
+pub use check::Checked;
 pub use error::{BindError, Foreign, StoreError};
 pub(crate) use files::SUFFIXES;
 pub use forget::{ForgetError, ForgetWish, Forgotten};
 pub use handle::{Passed, Store};
 pub use health::{CloseReport, Failing, StoreHealth};
 pub use import::{ImportError, Imported, ImportedMessage, ImportedSession, ImportedState};
+pub use left_behind::left_behind;
 pub use record::{HeldTranscriptRecord, MessageState, RejectedRow, SessionSnapshot, TranscriptMessage};
 pub use session_handle::SessionHandle;
-pub use left_behind::left_behind;
 pub use types::{
     Arrival, BacklogSession, Cursor, Disposition, HeldTranscript, Lifecycle, MAX_EVENT_IDS, NewMessage, NoRoom, OnSettled,
     OpenedSession, PendingMessage, RejectReason, Rejection, RowId, SessionKey, SessionWrite, Settled, StreamStand, StreamTaken,

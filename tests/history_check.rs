@@ -1,0 +1,70 @@
+//! `history check`: damage that nothing the daemon does has met yet is found, and the store salvaged, when a person asks.
+
+use std::fs;
+
+use crate::support::eventually::SOON;
+use crate::support::history::{MAC, text};
+use crate::support::{Daemon, Producer, oracle};
+
+const MESSAGES: usize = 300;
+
+/// A stopped daemon whose store has a page of random bytes in the middle of its messages.
+fn with_a_damaged_page() -> Daemon {
+    let mut daemon = Daemon::builder().set("backup.enabled", "false").start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..MESSAGES {
+        producer.say(1, &format!("{index} {}", "x".repeat(200)));
+    }
+    producer.wait_until_acked();
+    assert!(daemon.term(SOON).success());
+    let path = daemon.store().join("history.db");
+    let mut database = fs::read(&path).unwrap();
+    let at = database.windows(8).position(|bytes| bytes == b"150 xxxx").expect("the message");
+    let page = at / 4096 * 4096;
+    for (index, byte) in database[page..page + 3000].iter_mut().enumerate() {
+        *byte = (index * 151 + 89) as u8 ^ (index >> 3) as u8;
+    }
+    fs::write(&path, database).unwrap();
+    daemon
+}
+
+fn doctor(daemon: &Daemon) -> String {
+    let output = crate::support::history::run(daemon, &["doctor"]);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn damage_is_salvaged_by_the_running_daemon_and_the_remedy_of_doctor_is_true() {
+    let mut daemon = with_a_damaged_page();
+    daemon.start();
+    assert_eq!(daemon.metric("stores_salvaged"), 0, "no start reads every page");
+    let told = doctor(&daemon);
+    assert!(told.contains("is damaged") && told.contains("chat-historyd history check"), "{told}");
+    let said = text(&daemon, &["history", "check"]);
+    assert!(said.contains("was damaged") && said.contains("corrupt"), "{said}");
+    assert_eq!(daemon.metric("stores_salvaged"), 1);
+    let saved = daemon.metric("messages_salvaged");
+    assert!((200..MESSAGES as u64).contains(&saved), "{saved}");
+    assert!(said.contains(&saved.to_string()), "{said}");
+    let told = doctor(&daemon);
+    assert!(told.contains("is whole") && !told.contains("is damaged"), "{told}");
+    // Asked once more, it is whole, and stays as it is.
+    assert!(text(&daemon, &["history", "check"]).contains("is whole"));
+    assert_eq!(daemon.metric("stores_salvaged"), 1);
+    let mut producer = Producer::connected(&daemon, MAC, "t");
+    producer.say(1, "still there?");
+    producer.wait_until_acked();
+    oracle::check_books(&daemon);
+}
+
+#[test]
+fn damage_is_salvaged_by_the_command_when_no_daemon_runs() {
+    let mut daemon = with_a_damaged_page();
+    let said = text(&daemon, &["history", "check"]);
+    assert!(said.contains("was damaged"), "{said}");
+    assert!(doctor(&daemon).contains("is whole"));
+    assert!(text(&daemon, &["history", "check"]).contains("is whole"));
+    daemon.start();
+    assert_eq!(daemon.metric("stores_salvaged"), 0);
+    assert!(daemon.metric("pending_at_start") > 200);
+}
