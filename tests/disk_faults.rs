@@ -401,3 +401,66 @@ fn sigterm_with_a_full_disk_ends_in_time_and_keeps_what_was_acknowledged() {
     oracle.owe(&producer);
     oracle.check(&daemon, &api);
 }
+
+const GONE: &str = "ERROR the store cannot be written";
+
+#[test]
+fn a_store_that_is_moved_away_is_missed_and_used_again_when_it_is_back() {
+    let mut daemon = Daemon::builder().start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "before");
+    producer.wait_until_acked();
+    let elsewhere = daemon.directory().join("elsewhere");
+    std::fs::rename(daemon.store(), &elsewhere).unwrap();
+    soon("it is missed though nothing is said", || is_failing(&daemon));
+    let what = daemon.status()["store"]["failing"]["what"].as_str().unwrap().to_owned();
+    assert!(what.contains("history.db") && what.contains("put it back"), "{what}");
+    producer.say(1, "meanwhile");
+    always(Duration::from_millis(700), "no ack for what nobody would find", || producer.acked() == 1);
+    std::fs::rename(&elsewhere, daemon.store()).unwrap();
+    soon("it works again by itself", || !is_failing(&daemon));
+    producer.wait_until_acked();
+    assert_eq!(lines(&daemon, GONE), 1, "{}", daemon.log());
+    daemon.kill9();
+    daemon.start();
+    assert_eq!(daemon.metric("pending_at_start"), 2);
+}
+
+#[test]
+fn nothing_is_acknowledged_into_a_store_that_was_deleted() {
+    let api = api();
+    let mut daemon = Daemon::builder().api(&api).start();
+    let mut producer = delivered_before(&daemon);
+    api.stop();
+    let before = producer.say(1, "acknowledged, undelivered, and deleted");
+    producer.wait_until_acked();
+    std::fs::remove_dir_all(daemon.store()).unwrap();
+    // It is seen by the very first write, not some time later.
+    producer.say(1, "neither durable nor delivered");
+    always(Duration::from_millis(700), "no ack", || producer.acked() == before);
+    assert!(is_failing(&daemon));
+    api.start_again();
+    producer.wait_until_acked();
+    let rows = api.wait_for_rows("s", 32);
+    assert_eq!(rows[30].content, "acknowledged, undelivered, and deleted", "the open file still has it");
+    assert!(is_failing(&daemon));
+    daemon.restart();
+    assert!(!is_failing(&daemon), "a new store");
+    assert_eq!(lines(&daemon, GONE), 1, "{}", daemon.log());
+}
+
+#[test]
+fn what_stands_in_a_deleted_log_is_carried_into_the_database() {
+    let mut daemon = Daemon::builder().start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "in the log");
+    producer.wait_until_acked();
+    std::fs::remove_file(daemon.store().join("history.db-wal")).unwrap();
+    producer.say(1, "said after that");
+    producer.wait_until_acked();
+    soon("it is told", || lines(&daemon, GONE) == 1);
+    soon("it works again by itself", || !is_failing(&daemon));
+    daemon.kill9();
+    daemon.start();
+    assert_eq!(daemon.metric("pending_at_start"), 2);
+}

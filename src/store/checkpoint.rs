@@ -76,6 +76,12 @@ pub(super) fn now(connection: &Connection, kind: &str) -> rusqlite::Result<()> {
     connection.query_row(&format!("PRAGMA wal_checkpoint({kind})"), [], |_| Ok(()))
 }
 
+/// Carries the whole log into the database, here and now; whether nothing is left in it.
+pub(super) fn whole(connection: &Connection) -> bool {
+    let is_busy = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    is_busy.is_ok_and(|is_busy| !is_busy)
+}
+
 /// A checkpoint that a long reader or a full disk stops is made up for later: the log keeps everything meanwhile. So does
 /// one without a file descriptor to be had, which the writer, who has its own, does not need.
 pub(super) fn or_later(checkpoint: rusqlite::Result<()>) -> rusqlite::Result<()> {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode};
 
 use super::apply::Applier;
+use super::checkpoint;
 use super::error::{BindError, StoreError};
+use super::files::Standing;
 use super::group::{self, Answer, Item};
 use super::health::Failing;
 use super::inbox::Job;
@@ -109,6 +111,22 @@ impl Writer {
         }
     }
 
+    /// Looks whether the open files are still at their paths: what is written to one that is not would be acknowledged and
+    /// never seen again. They stay open, and what only they hold is delivered; nothing new is acknowledged until they are back.
+    /// To be called before anything is written.
+    pub(super) fn look_for_strays(&mut self) {
+        if !matches!(self.mode, Mode::Running(_)) {
+            return;
+        }
+        let Some(stray) = self.shared.files.strayed(self.standing) else { return };
+        let cause = format!(
+            "{} is gone, or another file than the open one (put it back, or restart the daemon, which makes a new store)",
+            stray.path.display()
+        );
+        self.shared.readers.keep_to_open_ones();
+        self.begin("find", &cause, false, true);
+    }
+
     /// A reader met damage.
     pub(super) fn damage_reported(&mut self, generation: u64, cause: &str) {
         if generation != self.shared.readers.generation() {
@@ -145,7 +163,7 @@ impl Writer {
     /// Tries to write again.
     fn recover(&mut self) {
         let Mode::Failing(episode) = &mut self.mode else { return };
-        match attempt(&self.shared, episode, &mut self.next) {
+        match attempt(&self.shared, episode, &mut self.next, &mut self.standing) {
             // While intake waits for this try, nobody else's lock is waited for.
             Ok(Some(connection)) => match connection.busy_timeout(Duration::ZERO).and_then(|()| self.replay(&connection)) {
                 Ok(()) => {
@@ -221,6 +239,7 @@ impl Writer {
             let (seconds, messages) = (episode.since.elapsed().as_secs(), episode.written);
             tracing::info!(%path, seconds, messages, refused, "the store works again; what was kept in memory is written");
         }
+        self.shared.readers.put_in_place();
         self.house.look_soon();
     }
 
@@ -397,7 +416,12 @@ fn note_replayed(shared: &Shared, count: usize) -> u64 {
 }
 
 /// A connection that may work: the kept one, or a new one, after a repair where one is needed. `None`: later.
-fn attempt(shared: &std::sync::Arc<Shared>, episode: &mut Episode, next: &mut NextIds) -> Result<Option<Connection>, StoreError> {
+fn attempt(
+    shared: &std::sync::Arc<Shared>,
+    episode: &mut Episode,
+    next: &mut NextIds,
+    standing: &mut Standing,
+) -> Result<Option<Connection>, StoreError> {
     if !matches!(episode.repair, Repair::None) {
         episode.connection = None;
         if !super::repair::proceed(shared, &mut episode.repair, next)? {
@@ -405,13 +429,21 @@ fn attempt(shared: &std::sync::Arc<Shared>, episode: &mut Episode, next: &mut Ne
         }
     }
     if let Some(connection) = episode.connection.take() {
-        return Ok(Some(connection));
+        let Some(stray) = shared.files.strayed(*standing) else { return Ok(Some(connection)) };
+        let carried = stray.is_log && checkpoint::whole(&connection);
+        if !carried {
+            episode.connection = Some(connection);
+            return Err(StoreError::Unavailable);
+        }
+        // The database is still there, and has by now what the log held: it is opened anew, and gets a new log.
+        shared.readers.take_away();
     }
     match open::open(&shared.files, shared.durability)? {
         Opening::Ready(connection) => {
             let rebuilt = matches!(episode.repair, Repair::InPlace);
             super::repair::restore_living(shared, &connection, next, &mut episode.repair)
                 .map_err(StoreError::database("restore", &shared.files.database))?;
+            *standing = shared.files.standing();
             shared.readers.put_in_place();
             if rebuilt {
                 shared.arrivals.note_rebuilt();

@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc::O_NOFOLLOW;
@@ -21,6 +21,18 @@ const DATABASE: &str = "history.db";
 pub(crate) const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 /// Stands where a database is set aside, from before it is moved there until it is salvaged.
 const UNFINISHED: &str = "unfinished";
+
+/// What is written to: the database, and its log.
+const STANDING: [&str; 2] = ["", "-wal"];
+
+/// Device and inode of the database and of its log, where they were there.
+pub(super) type Standing = [Option<(u64, u64)>; 2];
+
+/// A file that is open and no longer at its path.
+pub(super) struct Stray {
+    pub(super) path: PathBuf,
+    pub(super) is_log: bool,
+}
 
 /// The paths of one store.
 #[derive(Clone, Debug)]
@@ -60,6 +72,24 @@ impl Files {
             .iter()
             .map(|suffix| self.member(suffix))
             .find(|path| path.symlink_metadata().is_ok_and(|metadata| !metadata.file_type().is_file()))
+    }
+
+    /// Which files the database and its log are now.
+    pub(super) fn standing(&self) -> Standing {
+        STANDING.map(|suffix| self.member(suffix).symlink_metadata().ok().map(|found| (found.dev(), found.ino())))
+    }
+
+    /// The database or its log, where its path no longer leads to the file that stood there. A disk that does not tell is no
+    /// proof of that.
+    pub(super) fn strayed(&self, standing: Standing) -> Option<Stray> {
+        STANDING.iter().zip(standing).find_map(|(suffix, stood)| {
+            let path = self.member(suffix);
+            let is_elsewhere = match path.symlink_metadata() {
+                Ok(found) => (found.dev(), found.ino()) != stood?,
+                Err(error) => stood.is_some() && matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+            };
+            is_elsewhere.then_some(Stray { path, is_log: !suffix.is_empty() })
+        })
     }
 
     /// The length of the database file; `None` when there is none.

@@ -19,6 +19,8 @@ use crate::protocol::UnixMillis;
 const PASS_EVERY: Duration = Duration::from_secs(3600);
 /// The first pass, after the start.
 const FIRST_PASS: Duration = Duration::from_secs(60);
+/// The longest the writer sleeps.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// After a failed step, and after a pass for room that found nothing.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Steps of a pass for room in one visit: more rows than a group can bring.
@@ -76,8 +78,8 @@ impl Housekeeping {
             return Instant::now();
         }
         let due = if self.refusing { self.next_room.min(self.next_pass) } else { self.next_pass };
-        // The clocks are compared once a minute at least.
-        due.min(Instant::now() + Duration::from_secs(60))
+        // The clocks are compared, and the files looked for.
+        due.min(Instant::now() + LOOK_EVERY)
     }
 
     /// Bytes went into the log.

@@ -32,11 +32,13 @@ struct Pool {
     generation: u64,
     /// `false` while no database is in place.
     in_place: bool,
+    /// `false` while another file may be at the path than the one that is open.
+    may_connect: bool,
 }
 
 impl Readers {
     pub(super) fn new(path: PathBuf, inbox: Arc<Inbox>) -> Self {
-        let pool = Mutex::new(Pool { idle: Vec::new(), generation: 0, in_place: true });
+        let pool = Mutex::new(Pool { idle: Vec::new(), generation: 0, in_place: true, may_connect: true });
         Self { path, pool, permits: Semaphore::new(CONNECTIONS), inbox }
     }
 
@@ -60,9 +62,15 @@ impl Readers {
         pool.generation += 1;
     }
 
-    /// Another database is in place.
+    /// The open file is not at its path: it is read by the connections that have it, until [`Self::put_in_place`].
+    pub(super) fn keep_to_open_ones(&self) {
+        self.pool().may_connect = false;
+    }
+
+    /// Another database is in place, or the same again.
     pub(super) fn put_in_place(&self) {
-        self.pool().in_place = true;
+        let mut pool = self.pool();
+        (pool.in_place, pool.may_connect) = (true, true);
     }
 
     /// Runs a short read on a thread where it may block.
@@ -82,7 +90,11 @@ impl Readers {
             if !pool.in_place {
                 return Err(StoreError::Unavailable);
             }
-            (pool.idle.pop(), pool.generation)
+            let idle = pool.idle.pop();
+            if idle.is_none() && !pool.may_connect {
+                return Err(StoreError::Unavailable);
+            }
+            (idle, pool.generation)
         };
         let result = connection.map_or_else(|| self.connect(), Ok).and_then(|connection| Ok((read(&connection)?, connection)));
         match result {

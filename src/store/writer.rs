@@ -12,6 +12,7 @@ use rusqlite::Connection;
 
 use super::changes::Change;
 use super::failure::Episode;
+use super::files::Standing;
 use super::group::Item;
 use super::health::CloseReport;
 use super::housekeeping::Housekeeping;
@@ -29,6 +30,8 @@ pub(super) struct Writer {
     pub(super) coalesced: Coalesced,
     pub(super) house: Housekeeping,
     pub(super) changes: VecDeque<Change>,
+    /// The files that are open.
+    pub(super) standing: Standing,
 }
 
 /// Whether the database can be written.
@@ -103,7 +106,9 @@ pub(super) fn wall_clock() -> UnixMillis {
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, connection: Connection, next: NextIds) -> Self {
         let house = Housekeeping::new(Instant::now(), wall_clock(), next);
-        Self { shared, mode: Mode::Running(connection), next, coalesced: Coalesced::default(), house, changes: VecDeque::new() }
+        let standing = shared.files.standing();
+        let (mode, coalesced, changes) = (Mode::Running(connection), Coalesced::default(), VecDeque::new());
+        Self { shared, mode, next, coalesced, house, changes, standing }
     }
 
     /// Runs until the inbox is closed and empty.
@@ -113,6 +118,7 @@ impl Writer {
             if let Some((generation, cause)) = taken.damage.take() {
                 self.damage_reported(generation, &cause);
             }
+            self.look_for_strays();
             let heartbeats = std::mem::take(&mut taken.heartbeats);
             let last = taken.last;
             self.work(taken);
