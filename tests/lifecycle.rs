@@ -2,7 +2,7 @@
 //! goes in time and keeps what it acknowledged.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -746,6 +746,61 @@ fn socket_activation_refuses_nobody_during_a_restart() {
     producer.wait_until_acked();
     assert_eq!(daemon.status()["metrics"]["pending_at_start"], 1);
     stop(second);
+#[test]
+fn a_socket_path_that_vanished_is_bound_anew() {
+    let daemon = Daemon::builder().start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    let mode = fs::metadata(daemon.socket()).unwrap().mode();
+    for round in 1..=2 {
+        if round == 1 {
+            fs::remove_file(daemon.socket()).unwrap();
+        } else {
+            // Somebody else's, stale.
+            fs::remove_file(daemon.socket()).unwrap();
+            drop(UnixListener::bind(daemon.socket()).unwrap());
+        }
+        soon("producers can connect again", || Agent::dial(&daemon.socket()).is_some_and(|mut agent| agent.is_answered()));
+        soon("it is told", || daemon.log().matches("its path was gone").count() == round);
+        assert_eq!(fs::metadata(daemon.socket()).unwrap().mode(), mode);
+        producer.say(1, "over the connection of before");
+        producer.wait_until_acked();
+    }
+    assert_eq!(daemon.metric("socket_missing"), 0);
+    let (path, mut daemon) = (daemon.socket(), daemon);
+    assert!(daemon.term(SOON).success());
+    assert!(!path.exists(), "it is the daemon's own, as the first was");
+}
+
+#[test]
+fn a_supervisors_socket_path_that_vanished_is_missed() {
+    let mut daemon = Daemon::builder().prepare();
+    let http = std::net::SocketAddr::from(([127, 0, 0, 1], crate::support::eventually::free_port()));
+    daemon.set("status.http_listen", &format!("'{http}'"));
+    let listener = UnixListener::bind(daemon.socket()).unwrap();
+    let child = activated(&daemon, &listener);
+    let ready = || {
+        let mut stream = std::net::TcpStream::connect(http).ok()?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    };
+    soon("it is ready", || ready().is_some_and(|text| text.contains("200 OK")));
+    let aside = daemon.directory().join("aside");
+    fs::rename(daemon.socket(), &aside).unwrap();
+    let remedy = "systemctl restart chat-historyd.socket chat-historyd.service";
+    soon("it is not ready", || ready().is_some_and(|text| text.contains(" 503 ") && text.contains(remedy)));
+    assert_eq!(daemon.metric("socket_missing"), 1);
+    let doctor = Command::new(binary()).arg("doctor").arg("--config").arg(daemon.config()).output().unwrap();
+    let told = String::from_utf8(doctor.stdout).unwrap();
+    assert!(told.contains(remedy), "{told}");
+    let log = || fs::read_to_string(daemon.directory().join("log")).unwrap();
+    assert_eq!(log().matches("no producer can connect").count(), 1, "{}", log());
+    fs::rename(&aside, daemon.socket()).unwrap();
+    soon("it is ready again", || ready().is_some_and(|text| text.contains("200 OK")));
+    stop(child);
+}
+
 }
 
 /// A group that this process does not give its files.

@@ -14,6 +14,9 @@ use crate::status_command::{ask, dial};
 /// How long the daemon may take to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Starts the daemon, and makes the socket of its unit anew where that is gone.
+const RESTART: &str = "systemctl restart chat-historyd.socket chat-historyd.service";
+
 /// The most that is read of its answer.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 
@@ -64,9 +67,8 @@ fn unanswered(check: &'static str, path: &Path, error: &Error) -> Finding {
     let shown = path.display();
     match error.kind() {
         ErrorKind::NotFound => {
-            let mend =
-                "start the daemon (systemctl start chat-historyd); if it runs, doctor looks at other settings than it does";
-            Finding::broken(check, format!("there is no socket at {shown}"), mend)
+            let mend = format!("{RESTART}; if it runs, doctor may look at other settings than it does");
+            Finding::broken(check, format!("there is no socket at {shown}"), &mend)
         }
         ErrorKind::ConnectionRefused => {
             let mend = "start the daemon (systemctl start chat-historyd): it replaces the stale socket";
@@ -116,6 +118,10 @@ fn told(status: &Value) -> Vec<Finding> {
         }
         _ => Finding::advice("gate", "the daemon does not tell of its gate".to_owned(), "restart it, if it is another version"),
     });
+    if number("/metrics/socket_missing") > 0 {
+        let what = "no producer can connect: the events socket is not at its path, though the daemon runs".to_owned();
+        findings.push(Finding::broken("producers", what, RESTART));
+    }
     if let Some(what) = status.pointer("/store/failing/what").and_then(Value::as_str) {
         let what =
             format!("the daemon has not been able to write its store for {} s: {what}", number("/store/failing/since_seconds"));
@@ -180,7 +186,7 @@ mod tests {
             "gate": { "state": "closed", "kind": "operator", "reason": "why", "since_seconds": 7 },
             "pending": 3,
             "upload": { "devices_waiting": 2, "strikes": 1 },
-            "metrics": { "backups_due": 2, "config_last_reload_successful": 0 },
+            "metrics": { "socket_missing": 1, "backups_due": 2, "config_last_reload_successful": 0 },
             "store": { "failing": { "what": "no space", "since_seconds": 5, "refused_messages": 6 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
         });
         let found: Vec<(&str, Level)> = told(&status).iter().map(|finding| (finding.check, finding.level)).collect();
@@ -189,6 +195,7 @@ mod tests {
             [
                 ("status", Level::Advice),
                 ("gate", Level::Broken),
+                ("producers", Level::Broken),
                 ("writing", Level::Broken),
                 ("refusing", Level::Broken),
                 ("writing", Level::Broken),

@@ -8,15 +8,16 @@ use nix::sys::socket::{getsockopt, sockopt};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::connection::Connection;
-use super::socket::PathGuard;
+use super::socket::{ListenError, PathGuard, ServerSocket};
 use super::stream::listen;
 use super::surroundings::Surroundings;
+use crate::config::SocketSettings;
 use crate::observe::Throttle;
 use crate::protocol::RefusalCode;
 use crate::protocol::reply::Reply;
@@ -26,6 +27,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 
 /// Connections that may stand in the kernel's queue (`SOMAXCONN`, and `Backlog=` of a socket unit).
 const QUEUE: usize = 4096;
+
+/// How often the path is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How long clients have after `draining` until their connections are cut.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -41,6 +45,7 @@ pub struct Listener {
     connections: TaskTracker,
     are_you_alive: mpsc::Receiver<oneshot::Sender<()>>,
     refused: Refused,
+    is_unreachable: bool,
 }
 
 /// Refused connections are told of once a minute, those of strangers, those too many; so are
@@ -78,7 +83,15 @@ impl Listener {
     pub fn new(socket: UnixListener, path: PathGuard, around: Surroundings) -> io::Result<(Self, Intake)> {
         let (ask, are_you_alive) = mpsc::channel(4);
         let socket = listen(socket, Interest::READABLE)?;
-        let listener = Self { socket, path, around, connections: TaskTracker::new(), are_you_alive, refused: Refused::default() };
+        let listener = Self {
+            socket,
+            path,
+            around,
+            connections: TaskTracker::new(),
+            are_you_alive,
+            refused: Refused::default(),
+            is_unreachable: false,
+        };
         Ok((listener, Intake { ask }))
     }
 
@@ -86,12 +99,15 @@ impl Listener {
     /// read to their end or for a second, and everything read is with the sessions when this returns.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut pause = PAUSE.0;
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
                 // Before the queue, which somebody may fill as fast as it is emptied: who asks is answered all the same.
                 Some(answer) = self.are_you_alive.recv() => { let _ = answer.send(()); }
+                _ = look.tick() => self.look_for_the_path(),
                 accepted = self.socket.async_io(Interest::READABLE, UnixListener::accept) => match accepted {
                     Ok((stream, _)) => {
                         if pause > PAUSE.0 {
@@ -105,6 +121,53 @@ impl Listener {
             }
         }
         self.drain().await;
+    }
+
+    /// Somebody may have removed the path: then nobody can connect any more, and nothing else would tell. One that was made
+    /// here is made anew; a supervisor's is the supervisor's to make.
+    fn look_for_the_path(&mut self) {
+        if self.path.leads_there() {
+            if std::mem::take(&mut self.is_unreachable) {
+                info!(path = %self.path.path().display(), "producers can connect again");
+            }
+        } else if self.path.is_ours() {
+            match self.bind_anew() {
+                Ok(()) => {
+                    self.is_unreachable = false;
+                    warn!(path = %self.path.path().display(), "the socket is bound anew: its path was gone");
+                }
+                Err(failure) => self.tell_unreachable(&failure.to_string()),
+            }
+        } else {
+            self.tell_unreachable(
+                "the supervisor's socket is not at its path (systemctl restart chat-historyd.socket chat-historyd.service)",
+            );
+        }
+        self.around.metrics.socket_missing.set(u64::from(self.is_unreachable));
+    }
+
+    fn tell_unreachable(&mut self, cause: &str) {
+        if !std::mem::replace(&mut self.is_unreachable, true) {
+            error!(path = %self.path.path().display(), cause, "no producer can connect");
+        }
+    }
+
+    fn bind_anew(&mut self) -> Result<(), ListenError> {
+        let settings = SocketSettings { path: self.path.path().to_owned(), ..self.around.settings.borrow().socket.clone() };
+        let (socket, path) = ServerSocket::make(&settings)?.into_parts();
+        let socket = listen(socket, Interest::READABLE).map_err(|source| ListenError::System {
+            verb: "listen on",
+            path: path.path().to_owned(),
+            source,
+            hint: "",
+        })?;
+        // Who came while the old path was there is welcomed.
+        for _ in 0..QUEUE {
+            let Ok((stream, _)) = self.socket.get_ref().accept() else { break };
+            welcome(&self.around, &self.connections, &mut self.refused, stream);
+        }
+        (self.socket, self.path) = (socket, path);
+        Ok(())
     }
 
     /// Out of descriptors or memory: waiting helps, spinning does not.

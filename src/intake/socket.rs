@@ -78,7 +78,8 @@ impl ServerSocket {
             .and_then(|address| address.as_pathname().map(Path::to_owned))
             .unwrap_or_else(|| path.to_owned());
         listener.set_nonblocking(true).map_err(|source| system("set up", &path, source))?;
-        Ok(Some(Self { listener, path: PathGuard { path, ours: None } }))
+        let standing = standing_at(&path);
+        Ok(Some(Self { listener, path: PathGuard { path, standing, ours: false } }))
     }
 
     /// Makes the socket of the settings. A stale one is replaced.
@@ -134,8 +135,8 @@ impl ServerSocket {
             },
         })?;
         // From here on a failure takes it along.
-        let ours = fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()));
-        let guard = PathGuard { path: path.to_owned(), ours };
+        let standing = standing_at(path);
+        let guard = PathGuard { path: path.to_owned(), standing, ours: true };
         // Only where it differs: a sandbox may refuse a chown that would change nothing.
         if gid.is_some_and(|gid| fs::symlink_metadata(path).map_or(true, |metadata| metadata.gid() != gid)) {
             chown(path, None, gid)
@@ -185,7 +186,7 @@ impl ServerSocket {
     /// Whether systemd owns the path.
     #[must_use]
     pub const fn is_adopted(&self) -> bool {
-        self.path.ours.is_none()
+        !self.path.ours
     }
 
     /// The listener for the runtime, and what removes the path when dropped.
@@ -204,22 +205,50 @@ impl ServerSocket {
     }
 }
 
-/// Removes the socket's path when dropped, if it is still the one that was made.
+/// Knows whether the socket's path still leads to the socket; removes one that was made here when dropped, if it does.
 #[derive(Debug)]
 pub struct PathGuard {
     path: PathBuf,
-    /// Device and inode of the path when it is ours to remove.
-    ours: Option<(u64, u64)>,
+    /// Device and inode; `None` for a socket that never had a path to look at.
+    standing: Option<(u64, u64)>,
+    /// Whether it was made here: a supervisor's is the supervisor's to remove.
+    ours: bool,
+}
+
+impl PathGuard {
+    /// Where clients connect.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the path was made here.
+    #[must_use]
+    pub const fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// Whether whoever connects to the path reaches the socket. A path that cannot be looked at is no proof that it is gone.
+    #[must_use]
+    pub fn leads_there(&self) -> bool {
+        let Some(standing) = self.standing else { return true };
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) == standing,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        }
+    }
 }
 
 impl Drop for PathGuard {
     fn drop(&mut self) {
-        let Some(ours) = self.ours else { return };
-        let still_ours = fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == ours);
-        if still_ours {
+        if self.ours && self.standing.is_some() && standing_at(&self.path) == self.standing {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+fn standing_at(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 fn system(verb: &'static str, path: &Path, source: io::Error) -> ListenError {

@@ -164,6 +164,12 @@ impl Face {
             }
         }
         if health.full {
+        if self.overview.metrics.socket_missing.get() > 0 {
+            obstacles.push(
+                "no producer can connect: the events socket is not at its path (systemctl restart chat-historyd.socket chat-historyd.service)"
+                    .to_owned(),
+            );
+        }
             obstacles.push("the store is full of undelivered messages: new ones are refused (store.max_bytes)".to_owned());
         }
         obstacles

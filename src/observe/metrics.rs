@@ -177,6 +177,8 @@ metrics! {
     pub connections_total: Counter,
     /// Connections open.
     pub connections: Gauge,
+    /// 1 while no producer can connect: the path of the events socket is gone.
+    pub socket_missing: Gauge,
     /// Connections refused: peer uid not allowed.
     pub peers_refused: Counter,
     /// Lines read, blank ones not counted.

@@ -145,6 +145,9 @@ impl Overview {
                 words.push(format!("{} messages were refused", failing.refused));
             }
         }
+        if self.metrics.socket_missing.get() > 0 {
+            words.push("no producer can connect: the events socket is not at its path".to_owned());
+        }
         if health.full {
             words.push("the store is full: nothing is taken in".to_owned());
         }

@@ -26,6 +26,9 @@ pub(super) fn describe(status: &Value) -> String {
     if status.pointer("/metrics/config_last_reload_successful").and_then(Value::as_u64) == Some(0) {
         row("settings", "the last reload was refused: older settings than the file's are in use".to_owned());
     }
+    if at.number("/metrics/socket_missing") > 0 {
+        row("socket", "no producer can connect: the events socket is not at its path".to_owned());
+    }
     row("gate", gate(&at));
     row("store", store(&at));
     row("disk", format!("{} of {} free", at.size("/store/disk_free_bytes"), at.size("/store/disk_size_bytes")));
