@@ -95,12 +95,10 @@ fn a_start_that_fails_never_let_a_producer_in_and_leaves_no_socket() {
     if !disk::strace_works() {
         return;
     }
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut daemon = Daemon::builder()
-        .set("status.http_listen", &format!("'{}'", taken.local_addr().unwrap()))
-        // The first socket stands for a while before anything else can fail.
-        .wrapper(&disk::inject("bind", "delay_enter=500000:when=2+"))
-        .prepare();
+    let mut daemon = Daemon::builder().wrapper(&disk::inject("bind", "delay_exit=500000")).prepare();
+    let precious = daemon.directory().join("precious");
+    fs::write(&precious, "data").unwrap();
+    daemon.set("status.socket", &format!("'{}'", precious.display()));
     daemon.spawn();
     let socket = daemon.socket();
     let mut let_in = false;
@@ -746,6 +744,8 @@ fn socket_activation_refuses_nobody_during_a_restart() {
     producer.wait_until_acked();
     assert_eq!(daemon.status()["metrics"]["pending_at_start"], 1);
     stop(second);
+}
+
 #[test]
 fn a_socket_path_that_vanished_is_bound_anew() {
     let daemon = Daemon::builder().start();
@@ -799,8 +799,6 @@ fn a_supervisors_socket_path_that_vanished_is_missed() {
     fs::rename(&aside, daemon.socket()).unwrap();
     soon("it is ready again", || ready().is_some_and(|text| text.contains("200 OK")));
     stop(child);
-}
-
 }
 
 /// A group that this process does not give its files.

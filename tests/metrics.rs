@@ -301,13 +301,23 @@ fn connections_that_say_nothing_take_a_bounded_room_and_are_let_go() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_named_and_the_exit_code_is_73() {
+fn an_address_that_is_taken_costs_the_metrics_until_it_is_free_and_nothing_else() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    let mut daemon = Daemon::builder().set("status.http_listen", &format!("'{address}'")).prepare();
-    daemon.spawn();
-    assert_eq!(daemon.wait(SOON).code(), Some(73), "{}", daemon.log());
-    assert!(daemon.log().contains("status.http_listen") && daemon.log().contains(&address), "{}", daemon.log());
+    let address = taken.local_addr().unwrap();
+    let daemon = Daemon::builder().set("status.http_listen", &format!("'{address}'")).start();
+    let told = || daemon.log().lines().filter(|line| line.contains("ERROR") && line.contains(&address.to_string())).count();
+    assert_eq!(told(), 1, "{}", daemon.log());
+    assert_eq!(daemon.metric("http_missing"), 1);
+    let status = std::process::Command::new(crate::support::daemon::binary())
+        .args(["status", "--config"])
+        .arg(daemon.config())
+        .output()
+        .unwrap();
+    assert!(String::from_utf8(status.stdout).unwrap().contains("http       status.http_listen cannot be listened on"));
+    drop(taken);
+    let face = Face { address };
+    soon("it is tried again", || face.say(b"GET /readyz HTTP/1.0\r\n\r\n").is_some_and(|answer| answer.status == 200));
+    assert_eq!((daemon.metric("http_missing"), told()), (0, 1));
 }
 
 /// Names of this daemon's metrics in a text.

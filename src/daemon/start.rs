@@ -48,8 +48,6 @@ pub(super) enum StartError {
     Socket(#[from] ListenError),
     #[error("cannot use a socket or start a thread: {0}")]
     Runtime(#[from] std::io::Error),
-    #[error(transparent)]
-    Http(#[from] http::CannotListen),
     #[error("{0}")]
     ManagerApi(#[from] crate::manager_api::ManagerApiError),
 }
@@ -59,7 +57,7 @@ impl StartError {
     pub(super) const fn exit(&self) -> Exit {
         match self {
             Self::Store(StoreError::AlreadyRunning { .. }) | Self::Socket(ListenError::Live(_)) => Exit::AlreadyRunning,
-            Self::Store(_) | Self::Socket(_) | Self::Runtime(_) | Self::Http(_) => Exit::CannotCreate,
+            Self::Store(_) | Self::Socket(_) | Self::Runtime(_) => Exit::CannotCreate,
             Self::ManagerApi(_) => Exit::Configuration,
         }
     }
@@ -75,7 +73,7 @@ impl Daemon {
         let adopted = ServerSocket::adopt(&settings.socket.path)?;
         let (status_socket, status_path) = make_status_socket(&settings)?.into_listener()?;
         let http = match settings.status.http_listen {
-            Some(address) => Some(http::listen(address).await?),
+            Some(address) => Some((http::listen(address, &metrics).await, address)),
             None => None,
         };
         let api = manager_api(&settings).await?;
@@ -141,8 +139,8 @@ impl Daemon {
             tokio::spawn(index.keep(Arc::clone(&metrics), stop_intake.clone())),
             sending.spawn(lookups.run(store.clone(), api_receiver, gate_open)),
         ];
-        if let Some(http) = http {
-            beside.push(tokio::spawn(http::serve(http, Face { overview: overview.clone(), intake: intake.clone() })));
+        if let Some((http, address)) = http {
+            beside.push(tokio::spawn(http::serve(http, address, Face { overview: overview.clone(), intake: intake.clone() })));
         }
         Ok(Some(Self {
             listener: taking_in.spawn(listener.run(stop_intake.clone())),

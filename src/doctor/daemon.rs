@@ -122,6 +122,11 @@ fn told(status: &Value) -> Vec<Finding> {
         let what = "no producer can connect: the events socket is not at its path, though the daemon runs".to_owned();
         findings.push(Finding::broken("producers", what, RESTART));
     }
+    if number("/metrics/http_missing") > 0 {
+        let what = "status.http_listen cannot be listened on: nobody can read the metrics there".to_owned();
+        let mend = "free the address, which the daemon tries again every 5 s, or choose another port; its log tells why";
+        findings.push(Finding::advice("http", what, mend));
+    }
     if let Some(what) = status.pointer("/store/failing/what").and_then(Value::as_str) {
         let what =
             format!("the daemon has not been able to write its store for {} s: {what}", number("/store/failing/since_seconds"));
@@ -186,7 +191,7 @@ mod tests {
             "gate": { "state": "closed", "kind": "operator", "reason": "why", "since_seconds": 7 },
             "pending": 3,
             "upload": { "devices_waiting": 2, "strikes": 1 },
-            "metrics": { "socket_missing": 1, "backups_due": 2, "config_last_reload_successful": 0 },
+            "metrics": { "socket_missing": 1, "http_missing": 1, "backups_due": 2, "config_last_reload_successful": 0 },
             "store": { "failing": { "what": "no space", "since_seconds": 5, "refused_messages": 6 }, "full": true, "rejected": { "invalid": 1, "damaged": 3 } },
         });
         let found: Vec<(&str, Level)> = told(&status).iter().map(|finding| (finding.check, finding.level)).collect();
@@ -196,6 +201,7 @@ mod tests {
                 ("status", Level::Advice),
                 ("gate", Level::Broken),
                 ("producers", Level::Broken),
+                ("http", Level::Advice),
                 ("writing", Level::Broken),
                 ("refusing", Level::Broken),
                 ("writing", Level::Broken),

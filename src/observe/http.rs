@@ -21,7 +21,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tracing::{error, info};
 
+use super::Metrics;
 use super::logging::escape_controls;
 use super::prometheus;
 use super::status::Overview;
@@ -39,6 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Time the core tasks get to go round.
 const ROUND: Duration = Duration::from_secs(5);
+
+/// Between two tries to listen on an address that is taken.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// The most of a request's head that is read.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -58,24 +63,34 @@ pub struct Face {
     pub intake: Intake,
 }
 
-/// The address cannot be listened on.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on status.http_listen {address}: {source} (choose another port, or leave it empty)")]
-pub struct CannotListen {
-    address: SocketAddr,
-    source: std::io::Error,
+/// Listens, if it can; one line when it cannot, one when it can again.
+pub async fn listen(address: SocketAddr, metrics: &Metrics) -> Option<TcpListener> {
+    let failed_before = metrics.http_missing.get() > 0;
+    let listening = TcpListener::bind(address).await;
+    metrics.http_missing.set(u64::from(listening.is_err()));
+    match &listening {
+        Ok(_) if failed_before => info!(%address, "status.http_listen is served now"),
+        Err(error) if !failed_before => {
+            error!(
+                %address, %error,
+                "cannot listen on status.http_listen: nobody can look there until it works, all else goes on (free the address, or choose another port)"
+            );
+        }
+        _ => {}
+    }
+    listening.ok()
 }
 
-/// Listens.
-///
-/// # Errors
-/// When the address is taken or not ours.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, CannotListen> {
-    TcpListener::bind(address).await.map_err(|source| CannotListen { address, source })
-}
-
-/// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, face: Face) {
+/// Serves until the task is dropped. An address that cannot be listened on is tried again: a look at the daemon is never
+/// worth the daemon.
+pub async fn serve(mut listener: Option<TcpListener>, address: SocketAddr, face: Face) {
+    let listener = loop {
+        if let Some(listener) = listener.take() {
+            break listener;
+        }
+        tokio::time::sleep(AGAIN).await;
+        listener = listen(address, &face.overview.metrics).await;
+    };
     let room = Arc::new(Semaphore::new(AT_ONCE));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -149,6 +164,12 @@ impl Face {
         if self.overview.stopping.is_cancelled() {
             obstacles.push("the daemon is stopping".to_owned());
         }
+        if self.overview.metrics.socket_missing.get() > 0 {
+            obstacles.push(
+                "no producer can connect: the events socket is not at its path (systemctl restart chat-historyd.socket chat-historyd.service)"
+                    .to_owned(),
+            );
+        }
         let health = self.overview.store.health();
         if let Some(failing) = health.failing {
             obstacles.push(format!(
@@ -164,12 +185,6 @@ impl Face {
             }
         }
         if health.full {
-        if self.overview.metrics.socket_missing.get() > 0 {
-            obstacles.push(
-                "no producer can connect: the events socket is not at its path (systemctl restart chat-historyd.socket chat-historyd.service)"
-                    .to_owned(),
-            );
-        }
             obstacles.push("the store is full of undelivered messages: new ones are refused (store.max_bytes)".to_owned());
         }
         obstacles

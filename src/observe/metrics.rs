@@ -179,6 +179,8 @@ metrics! {
     pub connections: Gauge,
     /// 1 while no producer can connect: the path of the events socket is gone.
     pub socket_missing: Gauge,
+    /// 1 while the address of `status.http_listen` cannot be listened on; it is tried again.
+    pub http_missing: Gauge,
     /// Connections refused: peer uid not allowed.
     pub peers_refused: Counter,
     /// Lines read, blank ones not counted.

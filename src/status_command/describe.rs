@@ -29,6 +29,9 @@ pub(super) fn describe(status: &Value) -> String {
     if at.number("/metrics/socket_missing") > 0 {
         row("socket", "no producer can connect: the events socket is not at its path".to_owned());
     }
+    if at.number("/metrics/http_missing") > 0 {
+        row("http", "status.http_listen cannot be listened on: tried again every 5 s (the log tells why)".to_owned());
+    }
     row("gate", gate(&at));
     row("store", store(&at));
     row("disk", format!("{} of {} free", at.size("/store/disk_free_bytes"), at.size("/store/disk_size_bytes")));
