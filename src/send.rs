@@ -34,17 +34,54 @@ pub fn send(arguments: &SendArgs, sources: &Sources) -> Exit {
     };
     match exchange(&path, &line) {
         Ok(answer) => judge(&answer),
-        Err(failure) => complain(&nobody_answers(&path, &failure), Exit::Unavailable),
+        Err(failure) => complain(&unconfirmed(&path, &failure, arguments.id.is_some()), Exit::Unavailable),
     }
 }
 
-/// Why a socket of the daemon cannot be used, and what to look at.
-fn nobody_answers(path: &Path, failure: &io::Error) -> String {
-    let hint = match failure.kind() {
-        io::ErrorKind::PermissionDenied => "your user may not: join the socket's group, or use sudo",
-        _ => "is chat-historyd running?",
-    };
-    format!("no daemon answers at {}: {failure} ({hint})", path.display())
+/// How far a message came that was not confirmed.
+#[derive(Debug)]
+enum Unconfirmed {
+    /// Nobody took it.
+    Unheard(io::Error),
+    /// The connection was ended without an answer.
+    HungUp,
+    /// It is with the daemon, which has not said that it is stored.
+    Unanswered,
+    /// What came was no answer.
+    Unreadable(io::Error),
+}
+
+/// What happened, and what to do.
+fn unconfirmed(path: &Path, failure: &Unconfirmed, has_id: bool) -> String {
+    let shown = path.display();
+    match failure {
+        Unconfirmed::Unheard(failure) => {
+            let hint = match failure.kind() {
+                io::ErrorKind::PermissionDenied => "your user may not: join the socket's group, or use sudo",
+                _ => "is chat-historyd running?",
+            };
+            format!("no daemon answers at {shown}: {failure} ({hint})")
+        }
+        Unconfirmed::HungUp => {
+            let us = nix::unistd::geteuid();
+            format!(
+                "the daemon at {shown} hung up without an answer (is your user, {us}, left out of socket.allowed_uids? its log tells)"
+            )
+        }
+        Unconfirmed::Unanswered => {
+            let again = if has_id {
+                "sent again with the same --id it is not stored twice"
+            } else {
+                "look before you send it again, which may store it twice: --id prevents that"
+            };
+            format!(
+                "the daemon at {shown} has the message and did not confirm within {} s that it is stored; it may be yet ({again}; \
+                 chat-historyd doctor tells what holds it up)",
+                PATIENCE.as_secs()
+            )
+        }
+        Unconfirmed::Unreadable(failure) => format!("the daemon at {shown} gives no good answer: {failure}"),
+    }
 }
 
 fn complain(problem: &str, exit: Exit) -> Exit {
@@ -106,18 +143,31 @@ fn from_stdin() -> Result<String, String> {
 }
 
 /// Writes the line and reads until its ack or its refusal.
-fn exchange(path: &Path, line: &str) -> io::Result<Value> {
-    let mut stream = dial(path, PATIENCE)?;
-    stream.write_all(line.as_bytes())?;
-    stream.write_all(b"\n")?;
-    let answers = BufReader::new(stream.take(MAX_ANSWER_BYTES));
-    for answer in answers.split(b'\n') {
-        let answer: Value = serde_json::from_slice(&answer?).map_err(io::Error::other)?;
+fn exchange(path: &Path, line: &str) -> Result<Value, Unconfirmed> {
+    let mut stream = dial(path, PATIENCE).map_err(Unconfirmed::Unheard)?;
+    // A daemon that refuses the connection says so and hangs up, maybe before it has read anything: its answer counts.
+    let sent = stream.write_all(line.as_bytes()).and_then(|()| stream.write_all(b"\n"));
+    if let Err(failure) = sent
+        && is_late(&failure)
+    {
+        return Err(Unconfirmed::Unheard(failure));
+    }
+    for answer in BufReader::new(stream.take(MAX_ANSWER_BYTES)).split(b'\n') {
+        let answer = answer.map_err(|failure| match failure.kind() {
+            _ if is_late(&failure) => Unconfirmed::Unanswered,
+            io::ErrorKind::ConnectionReset => Unconfirmed::HungUp,
+            _ => Unconfirmed::Unreadable(failure),
+        })?;
+        let answer: Value = serde_json::from_slice(&answer).map_err(|failure| Unconfirmed::Unreadable(failure.into()))?;
         if matches!(answer.get("type").and_then(Value::as_str), Some("ack" | "error")) {
             return Ok(answer);
         }
     }
-    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon hung up before it answered"))
+    Err(Unconfirmed::HungUp)
+}
+
+fn is_late(failure: &io::Error) -> bool {
+    matches!(failure.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn judge(answer: &Value) -> Exit {

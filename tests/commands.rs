@@ -147,6 +147,40 @@ fn send_and_status_without_a_daemon_exit_69_and_name_the_socket() {
 }
 
 #[test]
+fn send_tells_a_message_without_confirmation_from_a_daemon_that_is_not_there() {
+    let daemon = Daemon::builder().start();
+    let socket = daemon.socket().display().to_string();
+    daemon.signal("STOP");
+    let words = ["send", "--socket", &socket, "--mac", MAC, "--session", "s"];
+    let (bare, named) = std::thread::scope(|scope| {
+        let bare = scope.spawn(|| run(&[&words[..], &["once"]].concat(), b"", &[]));
+        let named = scope.spawn(|| run(&[&words[..], &["--id", "i", "twice"]].concat(), b"", &[]));
+        (bare.join().unwrap(), named.join().unwrap())
+    });
+    daemon.signal("CONT");
+    for (said, advice) in [(&bare, "twice"), (&named, "same --id")] {
+        assert_eq!(said.code, Some(69), "{}", said.err);
+        assert!(said.err.contains("did not confirm within 10 s that it is stored"), "{}", said.err);
+        assert!(said.err.contains(advice) && !said.err.contains("is chat-historyd running?"), "{}", said.err);
+    }
+    soon("it had taken both", || daemon.metric("pending") == 2);
+}
+
+#[test]
+fn send_of_a_user_who_is_not_allowed_is_told_so() {
+    let mut daemon = Daemon::builder().set("socket.allowed_uids", "[54321]").prepare();
+    daemon.spawn();
+    soon("it serves", || daemon.try_status().is_some());
+    let socket = daemon.socket().display().to_string();
+    for text in ["short".to_owned(), "x".repeat(60_000)] {
+        let said = run(&["send", "--socket", &socket, "--mac", MAC, "--session", "s", &text], b"", &[]);
+        assert_eq!(said.code, Some(69), "{}", said.err);
+        assert!(said.err.contains("socket.allowed_uids"), "{}", said.err);
+        assert!(!said.err.contains("is chat-historyd running?"), "{}", said.err);
+    }
+}
+
+#[test]
 fn status_is_for_people_and_for_machines() {
     let api = ManagerApi::start(Variant::Fork);
     api.register(MAC);
