@@ -598,3 +598,18 @@ fn what_a_salvage_left_behind_is_counted_until_it_is_taken_away_and_never_just_t
     daemon.restart();
     assert_eq!(daemon.metric("messages_left_behind"), 0);
 }
+
+#[test]
+fn root_sees_that_the_daemons_user_may_not_make_a_directory() {
+    let Some(mut daemon) = nobodys(Daemon::builder()) else { return };
+    let roots = daemon.directory().join("roots");
+    std::fs::create_dir(&roots).unwrap();
+    std::fs::set_permissions(&roots, std::fs::Permissions::from_mode(0o755)).unwrap();
+    daemon.set("backup.directory", &format!("'{}'", roots.join("deep/backup").display()));
+    daemon.start();
+    let found = examine(&daemon, &[]);
+    let finding = found.finding("backup", "broken", "the daemon (user 65534) cannot make");
+    assert!(finding["what"].as_str().unwrap().contains(roots.to_str().unwrap()), "{finding}");
+    give(&roots, 65534);
+    examine(&daemon, &[]).has("backup", "sound", "is made with the first backup");
+}

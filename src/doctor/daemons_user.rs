@@ -1,6 +1,7 @@
 //! Whether the daemon's user may use a file. Root may use any, so what root is allowed to do tells nothing.
 
 use std::fs::{self, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -36,9 +37,21 @@ impl DaemonsUser {
     pub(super) fn cannot_write(self, check: &'static str, directory: &Path) -> Option<Finding> {
         let places = std::iter::once(directory.to_owned()).chain(FILES.map(|name| directory.join(name)));
         let barred = |place: &Path| fs::metadata(place).is_ok_and(|found| self.is_barred(&found, 0o200, 0o022));
-        let place = places.into_iter().find(|place| barred(place))?;
+        let Some(place) = places.into_iter().find(|place| barred(place)) else { return self.cannot_make(check, directory) };
         let what = format!("the daemon (user {}) may not write {}", self.0, place.display());
         Some(Finding::broken(check, what, &format!("chown -R {} {}", self.0, directory.display())))
+    }
+
+    /// Whether the daemon for certain cannot make a directory that is not there: it would in the nearest one above that is.
+    fn cannot_make(self, check: &'static str, directory: &Path) -> Option<Finding> {
+        let is_missing = |place: &Path| fs::metadata(place).is_err_and(|error| error.kind() == ErrorKind::NotFound);
+        let above = directory.ancestors().find(|place| !is_missing(place)).filter(|above| *above != directory)?;
+        let barred = fs::metadata(above).is_ok_and(|found| self.is_barred(&found, 0o200, 0o022));
+        barred.then(|| {
+            let (user, directory) = (self.0, directory.display());
+            let what = format!("the daemon (user {user}) cannot make {directory}: it may not write {}", above.display());
+            Finding::broken(check, what, &format!("make it for the daemon: mkdir -p {directory} && chown {user} {directory}"))
+        })
     }
 
     /// Whether the daemon for certain cannot read a file.
