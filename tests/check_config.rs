@@ -277,6 +277,37 @@ fn broken_toml_is_named_by_its_line_without_showing_it() {
 }
 
 #[test]
+fn of_a_file_that_cannot_be_read_it_is_not_said_what_it_does_not_set() {
+    let said = Place::new().check_file("[manager_api]\nurl = \"http://127.0.0.1:8080/toy\"\nx = = 1\n");
+    assert_eq!(said.code, Some(78));
+    assert!(!said.err.contains("is not set"), "{}", said.err);
+}
+
+#[test]
+fn a_url_that_already_names_the_report_is_warned_of() {
+    for end in ["/agent/chat-history/report", "/agent/chat-history"] {
+        let place = Place::new();
+        let said = place.check_file(&format!("[manager_api]\nurl = \"http://127.0.0.1:8080/toy{end}\"\nsecret = \"x\"\n"));
+        assert_eq!(said.code, Some(0));
+        let warnings = said.lines("warning", &place);
+        let wanted = "c.toml:2: manager_api.url: names an endpoint, not the Manager API — end it with the context path: the daemon \
+                      adds /agent/chat-history/report";
+        assert!(warnings.iter().any(|warning| warning == wanted), "{warnings:?}");
+    }
+}
+
+#[test]
+fn a_variable_with_single_underscores_is_warned_of_and_not_used() {
+    for name in ["CHAT_HISTORYD_MANAGER_API_URL", "CHAT_HISTORYD_MANAGER_API__URL"] {
+        let place = Place::new().variable(name, "http://127.0.0.1:8080/toy");
+        let said = place.check_file("");
+        assert_eq!(said.code, Some(0));
+        let wanted = format!("${name}: is not used — did you mean CHAT_HISTORYD__MANAGER_API__URL?");
+        assert!(said.err.contains(&wanted), "{}", said.err);
+    }
+}
+
+#[test]
 fn a_hostile_key_cannot_paint_the_terminal() {
     let place = Place::new();
     let said = place.check_file("[log]\n\"\\u001b[2J\\u202e\" = 1\n");

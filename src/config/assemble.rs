@@ -25,6 +25,9 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
+/// What is added to `manager_api.url` to report.
+const REPORT: &str = "/agent/chat-history/report";
+
 /// The settings when nothing is set.
 pub(super) fn defaults(environment: &Environment) -> Settings {
     let socket = environment.socket_path();
@@ -259,6 +262,10 @@ fn contradictions(read: &mut Reader, settings: &Settings) {
         }
         Some(url) if reqwest::Url::parse(url).is_ok_and(|url| url.path() == "/") => {
             read.warn("manager_api.url", "has no path", "the Manager API usually lives under /toy or /xiaozhi: add that");
+        }
+        Some(url) if ["/agent/chat-history", REPORT].iter().any(|end| url.trim_end_matches('/').ends_with(end)) => {
+            let hint = format!("end it with the context path: the daemon adds {REPORT}");
+            read.warn("manager_api.url", "names an endpoint, not the Manager API", hint);
         }
         _ => {}
     }

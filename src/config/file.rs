@@ -26,13 +26,14 @@ pub(super) fn find(named: Option<&Path>, environment: &Environment) -> Option<Pa
         .or_else(|| environment.config_files().into_iter().find(|path| !matches!(path.try_exists(), Ok(false))))
 }
 
-/// Reads a file into a layer. Everything that is wrong goes to `problems`; the rest is still read.
-pub(super) fn read(path: &Path, keys: &[&'static str], problems: &mut Vec<Problem>) -> Layer {
+/// Reads a file into a layer. Everything that is wrong goes to `problems`; the rest is still read. `None`: what it sets is
+/// not known.
+pub(super) fn read(path: &Path, keys: &[&'static str], problems: &mut Vec<Problem>) -> Option<Layer> {
     match read_text(path).and_then(|text| parse(path, text)) {
-        Ok(document) => Walk { path, document: &document, keys, problems, layer: Layer::default() }.sections(),
+        Ok(document) => Some(Walk { path, document: &document, keys, problems, layer: Layer::default() }.sections()),
         Err(problem) => {
             problems.push(problem);
-            Layer::default()
+            None
         }
     }
 }

@@ -99,8 +99,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
             let layer = file::read(&path, &keys, &mut problems);
             (Some(path), layer)
         }
-        None => (None, layers::Layer::default()),
+        None => (None, Some(layers::Layer::default())),
     };
+    let is_file_known = in_file.is_some();
+    let in_file = in_file.unwrap_or_default();
     let in_environment = variables::read(&sources.environment, &keys, &mut problems);
     let mut on_command_line = layers::Layer::default();
     for Override { key, value, option } in &sources.overrides {
@@ -113,7 +115,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     assemble::settings(&mut reader, &mut defaults, &sources.environment);
     let settings = defaults;
     surroundings::check(&settings, sources.purpose, &mut reader);
-    let reader::Findings { origins, problems, warnings } = reader.finish(&keys);
+    let reader::Findings { origins, problems, mut warnings } = reader.finish(&keys);
+    // What a file that cannot be read does not set is not known.
+    warnings.retain(|warning| is_file_known || warning.place != Origin::Default.to_string());
+    warnings.extend(variables::misspelt(&sources.environment, &keys));
     if problems.is_empty() { Ok(Loaded { settings, origins, warnings, file }) } else { Err(ConfigError { problems, warnings }) }
 }
 

@@ -42,6 +42,22 @@ pub(super) fn read(environment: &Environment, keys: &[&'static str], problems: &
     layer
 }
 
+/// Variables that name a key, but for the doubled underscores: they are nobody else's, and are not used.
+pub(super) fn misspelt(environment: &Environment, keys: &[&'static str]) -> Vec<Problem> {
+    let single = |name: &str| name.replace("__", "_");
+    let mut found = Vec::new();
+    for variable in environment.variables.keys().filter_map(|variable| variable.to_str()) {
+        if variable.starts_with(PREFIX) {
+            continue;
+        }
+        if let Some(key) = keys.iter().find(|key| single(&name(key)) == single(variable)) {
+            let origin = Origin::Environment(variable.to_owned());
+            found.push(origin.problem("", "is not used", format!("did you mean {}?", name(key))));
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
