@@ -613,3 +613,17 @@ fn root_sees_that_the_daemons_user_may_not_make_a_directory() {
     give(&roots, 65534);
     examine(&daemon, &[]).has("backup", "sound", "is made with the first backup");
 }
+
+#[test]
+fn a_url_that_only_the_daemon_knows_is_not_said_to_be_missing() {
+    let api = api(Variant::Fork);
+    let mut daemon = Daemon::start_for(&api);
+    said_once(&daemon, &api);
+    // As where the daemon has it from its own environment.
+    daemon.unset("manager_api.url");
+    let found = examine(&daemon, &[]);
+    found.has("gate", "sound", "messages are sent");
+    let finding = found.finding("reachable", "advice", "the running daemon has a manager_api.url");
+    assert!(finding["mend"].as_str().unwrap().contains("environment"), "{finding}");
+    assert!(!found.said.to_string().contains("only kept"), "{:#}", found.said);
+}

@@ -20,13 +20,18 @@ const RESTART: &str = "systemctl restart chat-historyd.socket chat-historyd.serv
 /// The most that is read of its answer.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 
-pub(super) fn examine(settings: &Settings) -> Vec<Finding> {
+/// What is found, and whether the running daemon has a Manager API, wherever it knows it from.
+pub(super) fn examine(settings: &Settings) -> (Vec<Finding>, bool) {
     let mut findings = vec![socket(&settings.socket)];
+    let mut has_url = false;
     match ask(&settings.status.socket) {
-        Ok(status) => findings.extend(told(&status)),
+        Ok(status) => {
+            has_url = matches!(status.pointer("/gate/state").and_then(Value::as_str), Some("open" | "closed"));
+            findings.extend(told(&status));
+        }
         Err(error) => findings.push(unanswered("status", &settings.status.socket, &error)),
     }
-    findings
+    (findings, has_url)
 }
 
 fn socket(settings: &SocketSettings) -> Finding {

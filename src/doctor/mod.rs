@@ -76,7 +76,11 @@ fn examine(arguments: &DoctorArgs, sources: &Sources) -> (Vec<Finding>, bool) {
     match config::load_to_call(sources) {
         Ok(loaded) => {
             // The secret has a look of its own, which also knows the credential of the running unit.
-            let warnings = loaded.warnings.iter().filter(|problem| problem.key != "manager_api.secret_file");
+            let (told, daemon_has_url) = daemon::examine(&loaded.settings);
+            let is_known_elsewhere = daemon_has_url && loaded.settings.manager_api.url.is_none();
+            let warnings = loaded.warnings.iter().filter(|problem| {
+                problem.key != "manager_api.secret_file" && !(is_known_elsewhere && problem.key == "manager_api.url")
+            });
             findings.extend(warnings.map(|problem| Finding::of_problem(Level::Advice, problem)));
             findings.push(match &loaded.file {
                 Some(file) => Finding::sound("config", format!("{} can be used", file.display())),
@@ -91,11 +95,10 @@ fn examine(arguments: &DoctorArgs, sources: &Sources) -> (Vec<Finding>, bool) {
             let seen = Arc::clone(&settings);
             findings.extend(within(DISK_PATIENCE, "disk", move || vec![local::disk(&seen.store)]));
             let counted = findings.iter().any(|finding| finding.check == "rejected");
-            let told = daemon::examine(&settings);
             let daemon_runs = told.iter().any(|finding| finding.check == "status" && finding.level != Level::Broken);
             // The store's own word is newer than the daemon's.
             findings.extend(told.into_iter().filter(|finding| !counted || finding.check != "rejected"));
-            let view = server::View { mac: arguments.mac, daemon_runs, user };
+            let view = server::View { mac: arguments.mac, daemon_runs, daemon_has_url, user };
             findings.extend(server::examine(&settings.manager_api, &view));
         }
         Err(error) => {

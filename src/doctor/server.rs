@@ -28,6 +28,8 @@ pub(super) struct View {
     pub(super) mac: Option<MacAddress>,
     /// A daemon answers: what its unit hands to it can be seen.
     pub(super) daemon_runs: bool,
+    /// It has a Manager API, be it from settings that we do not see.
+    pub(super) daemon_has_url: bool,
     /// The daemon's user, where that is another one than ours and we may see what it sees.
     pub(super) user: Option<DaemonsUser>,
 }
@@ -42,6 +44,12 @@ pub(super) fn examine(settings: &ManagerApiSettings, view: &View) -> Vec<Finding
 }
 
 fn examine_server(settings: &ManagerApiSettings, view: &View) -> Vec<Finding> {
+    if settings.url.is_none() && view.daemon_has_url {
+        let what =
+            "the running daemon has a manager_api.url, this configuration has none: the server is not looked at".to_owned();
+        let mend = "run doctor with the daemon's file (--config) and its environment (CHAT_HISTORYD__MANAGER_API__URL)";
+        return vec![Finding::advice("reachable", what, mend)];
+    }
     if settings.url.is_none() {
         let what = "no manager_api.url is set: history is only kept here".to_owned();
         return vec![Finding::advice(
