@@ -27,7 +27,8 @@ pub(crate) fn run(disk: &SmallDisk, daemon: &Daemon, words: &[&str]) -> Output {
 fn refusal(disk: &SmallDisk, daemon: &Daemon, words: &[&str]) -> String {
     let output = run(disk, daemon, words);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert_eq!(output.status.code(), Some(73), "{said}");
+    assert!(said.contains("history.db") && said.contains("chat-historyd doctor"), "the place and the remedy: {said}");
     said
 }
 

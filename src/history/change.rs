@@ -21,7 +21,7 @@ use super::wipe;
 use crate::clock::wall_clock;
 use crate::config::Settings;
 use crate::protocol::{MacAddress, SessionId};
-use crate::store::{Checked, ForgetError, ForgetWish, ImportError, RowId, Store};
+use crate::store::{Checked, ForgetError, ForgetWish, ImportError, RowId, Store, StoreError};
 
 /// The rows one request may name.
 pub const ROWS: usize = 1000;
@@ -72,6 +72,9 @@ pub struct Answer {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Whether it is the store that cannot do it now.
+    #[serde(default)]
+    pub not_now: bool,
     /// Messages it was done with.
     #[serde(default)]
     pub messages: u64,
@@ -141,7 +144,7 @@ impl Changes {
             }
             Request::Retry { rows } => match self.store.retry_rejected(rows.into_iter().map(RowId).collect()).await {
                 Ok(done) => Answer { messages: done.retried, damaged: done.damaged, passed_over: done.missing, ..Answer::done() },
-                Err(error) => Answer::refused(error.to_string()),
+                Err(error) => self.not_now(&error),
             },
             Request::Drop { rows } => {
                 let first = rows.iter().min().copied().unwrap_or_default();
@@ -152,7 +155,7 @@ impl Changes {
                         Ok(_) => Answer { messages, ..Answer::done() },
                         Err(error) => Answer::refused(format!("deleted, but not yet from the search index: {error}")),
                     },
-                    Err(error) => Answer::refused(error.to_string()),
+                    Err(error) => self.not_now(&error),
                 }
             }
             Request::Forget { mac, session_id, including_undelivered } => {
@@ -167,7 +170,7 @@ impl Changes {
                 Ok(Checked::Salvaged { messages, left_behind }) => {
                     Answer { salvaged: 1, messages, damaged: left_behind, ..Answer::done() }
                 }
-                Err(error) => Answer::refused(error.to_string()),
+                Err(error) => self.not_now(&error),
             },
             Request::Import { session, messages, held } => {
                 let session = match restore::session(&session, messages, held, wall_clock()) {
@@ -182,12 +185,22 @@ impl Changes {
                         sessions: 1,
                         ..Answer::done()
                     },
-                    Err(error @ (ImportError::Busy | ImportError::Full { .. } | ImportError::Store(_))) => {
-                        Answer::refused(error.to_string())
-                    }
+                    Err(ImportError::Store(error)) => self.not_now(&error),
+                    Err(error @ (ImportError::Busy | ImportError::Full { .. })) => Answer::refused(error.to_string()),
                 }
             }
         }
+    }
+
+    /// The store cannot do it now: why, where, and what then.
+    fn not_now(&self, error: &StoreError) -> Answer {
+        let cause = match (error, self.store.health().failing) {
+            (StoreError::Unavailable, Some(failing)) => failing.what,
+            _ => error.to_string(),
+        };
+        let path = self.store.path().display();
+        let error = format!("{path} cannot be changed now: {cause} (chat-historyd doctor tells what to mend; then ask again)");
+        Answer { not_now: true, ..Answer::refused(error) }
     }
 
     /// Takes out of the index which of these rows left the store; answers whether its log was emptied.
@@ -201,9 +214,8 @@ impl Changes {
         let wish = ForgetWish { mac, session_id: session_id.clone(), including_undelivered, including_open: !self.serving };
         let forgotten = match self.store.forget(wish).await {
             Ok(forgotten) => forgotten,
-            Err(error @ (ForgetError::Open(_) | ForgetError::Undelivered(_) | ForgetError::Store(_))) => {
-                return Answer::refused(error.to_string());
-            }
+            Err(ForgetError::Store(error)) => return self.not_now(&error),
+            Err(error @ (ForgetError::Open(_) | ForgetError::Undelivered(_))) => return Answer::refused(error.to_string()),
         };
         let index_log_emptied = match self.tidy_index(ALL).await {
             Ok(emptied) => emptied,

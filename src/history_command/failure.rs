@@ -34,6 +34,9 @@ pub(super) enum Failure {
     /// The writer says no, and why.
     #[error("{0}")]
     Refused(String),
+    /// The store cannot do it now.
+    #[error("{0}")]
+    NotNow(String),
     /// The input is no export.
     #[error("{0}")]
     Input(String),
@@ -57,7 +60,7 @@ impl Failure {
         match self {
             Self::Usage(_) | Self::Input(_) | Self::Refused(_) | Self::Unavailable(_) => Exit::Usage,
             Self::Store(StoreError::AlreadyRunning { .. }) => Exit::AlreadyRunning,
-            Self::Archive(_) | Self::Output(_) | Self::Io(_) | Self::Store(_) => Exit::CannotCreate,
+            Self::Archive(_) | Self::Output(_) | Self::Io(_) | Self::Store(_) | Self::NotNow(_) => Exit::CannotCreate,
             Self::Daemon(_) => Exit::Unavailable,
             Self::Incomplete(_) => Exit::CoreTask,
         }

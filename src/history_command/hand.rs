@@ -71,7 +71,11 @@ impl Hand {
             Self::Daemon(path) => ask(path, request)?,
             Self::Own(runtime, changes, _) => runtime.block_on(changes.run(request.clone())),
         };
-        if answer.ok { Ok(answer) } else { Err(Failure::Refused(answer.error.unwrap_or_default())) }
+        match answer {
+            Answer { ok: true, .. } => Ok(answer),
+            Answer { not_now: true, error, .. } => Err(Failure::NotNow(error.unwrap_or_default())),
+            Answer { error, .. } => Err(Failure::Refused(error.unwrap_or_default())),
+        }
     }
 
     /// Lets go of the store, after everything is written.

@@ -140,6 +140,7 @@ impl Chunks<'_> {
                     let place = &self.place;
                     Failure::Refused(format!("{place}, or what stands before it: session {:?}: {why}", session.session_id))
                 }
+                Failure::NotNow(why) => Failure::NotNow(format!("session {:?}: {why}", session.session_id)),
                 other => other,
             })?;
         self.bytes = 0;

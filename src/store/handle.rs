@@ -73,6 +73,12 @@ impl Store {
         &self.owner.shared
     }
 
+    /// The database.
+    #[must_use]
+    pub fn path(&self) -> &std::path::Path {
+        &self.shared().files.database
+    }
+
     pub(super) fn metrics(&self) -> &Metrics {
         &self.shared().metrics
     }
