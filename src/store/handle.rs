@@ -198,7 +198,7 @@ impl Store {
         let metrics = &self.shared().metrics;
         let count = passed.delivered + passed.rejected.len() as u64;
         if !passed.rejected.is_empty() {
-            self.shared().shelf().give_up(passed.rejected.iter().map(|(row, _)| *row));
+            self.shared().shelf().give_up(&passed.rejected);
         }
         if !session.advance(cursor, count) {
             // It left the books when it was forgotten.

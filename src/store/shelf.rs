@@ -14,7 +14,8 @@ use std::sync::Arc;
 use super::apply::{Applier, rows_of};
 use super::session_handle::SessionHandle;
 use super::types::{
-    Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, PendingMessage, RowId, SessionKey, SessionWrite, StreamStand,
+    Disposition, HeldTranscript, Lifecycle, NewMessage, OnSettled, PendingMessage, Rejection, RowId, SessionKey, SessionWrite,
+    StreamStand,
 };
 use crate::protocol::{SessionIdentity, UnixMillis};
 
@@ -164,12 +165,12 @@ impl Shelf {
     }
 
     /// These rows will be rejected, wherever they stand. Called before a cursor passes them.
-    pub(super) fn give_up(&mut self, rows: impl Iterator<Item = RowId> + Clone) {
+    pub(super) fn give_up(&mut self, rejected: &[(RowId, Rejection)]) {
         for item in &mut self.items {
             if let Shelved::Write(shelved) = item
                 && let Some(last) = shelved.last_message_row()
             {
-                shelved.gave_up |= rows.clone().any(|row| (shelved.first_row..=last.0).contains(&row.0));
+                shelved.gave_up |= rejected.iter().any(|(row, _)| (shelved.first_row..=last.0).contains(&row.0));
             }
         }
     }
