@@ -94,7 +94,7 @@ impl Write for Output {
     }
 }
 
-/// A file under way. Dropped before [`Self::commit`], it leaves nothing behind.
+/// A file under way. Dropped before it is committed, it leaves nothing behind.
 #[derive(Debug)]
 pub struct AtomicFile {
     out: BufWriter<File>,

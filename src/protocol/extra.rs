@@ -1,6 +1,6 @@
 //! What else was said of a message, as the text of one JSON object.
 //!
-//! Promises: at most [`MAX_BYTES`] of values, readable by every JSON reader; what does not fit or is not readable is
+//! Promises: at most `MAX_BYTES` of values, readable by every JSON reader; what does not fit or is not readable is
 //! left out and named under `omitted`, since no detail is worth the sentence it belongs to.
 
 use std::fmt;
