@@ -221,12 +221,11 @@ fn a_database_that_is_damaged_foreign_or_too_new_is_broken() {
     assert_eq!(std::fs::read(&path).unwrap(), foreign, "looking changes nothing");
     std::fs::create_dir(daemon.store().join("corrupt")).unwrap();
     std::fs::write(daemon.store().join("corrupt/history.db"), "x").unwrap();
-    with(&sound).has("database", "advice", "1 files of damaged databases");
+    with(&sound).has("salvage", "advice", "1 damaged databases");
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.execute("DELETE FROM sessions", []).unwrap();
     connection.close().unwrap();
     examine(&daemon, &[]).has("database", "broken", "200 messages belong to no session");
-    with(&sound).has("salvage", "advice", "1 damaged databases");
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     examine(&daemon, &[]).has("database", "broken", "is no regular file");

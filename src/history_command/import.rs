@@ -134,14 +134,14 @@ impl Chunks<'_> {
         let answer = self
             .hand
             .request(&Request::Import { session: Box::new(session.clone()), messages: std::mem::take(&mut self.messages), held })
-            .map_err(|failure| match failure {
+            .map_err(|failure| {
                 // Messages are sent many at once.
-                Failure::Refused(why) => {
-                    let place = &self.place;
-                    Failure::Refused(format!("{place}, or what stands before it: session {:?}: {why}", session.session_id))
+                let near = |why| format!("{}, or what stands before it: session {:?}: {why}", self.place, session.session_id);
+                match failure {
+                    Failure::Refused(why) => Failure::Refused(near(why)),
+                    Failure::NotNow(why) => Failure::NotNow(near(why)),
+                    other => other,
                 }
-                Failure::NotNow(why) => Failure::NotNow(format!("session {:?}: {why}", session.session_id)),
-                other => other,
             })?;
         self.bytes = 0;
         self.totals.messages += answer.messages;
