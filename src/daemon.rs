@@ -210,7 +210,7 @@ impl Daemon {
         let delivered = async {
             let began = Instant::now();
             if timeout(grace, self.store.caught_up()).await.is_err() {
-                warn!("the store takes long to write what was said last: it is sent after the next start");
+                warn!("the store takes long to write what was said last: what it has by the end is sent after the next start");
             }
             self.deliveries.stop(grace.saturating_sub(began.elapsed())).await;
         };

@@ -93,7 +93,7 @@ fn what_is_said_before_the_clock_is_set_right_is_held_as_long_as_anything_else()
     fs::write(&wall, "+0d").unwrap();
     let Some(environment) = clock::faketime("+0d") else { return };
     let api = ManagerApi::start(Variant::Fork);
-    let mut builder = holding(&api, "'6s'");
+    let mut builder = holding(&api, "'12s'");
     for (name, value) in environment.iter().filter(|(name, _)| name != "FAKETIME") {
         builder = builder.environment(name, value);
     }

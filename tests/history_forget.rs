@@ -95,7 +95,7 @@ fn a_backlog_that_is_forgotten_while_it_is_looked_through_leaves_nothing_to_send
     daemon.spawn();
     let socket = daemon.directory().join("run/status.sock");
     let mut stream = eventually(SOON, "somebody listens", || UnixStream::connect(&socket).ok());
-    let wish = json!({"change": "forget", "mac": OTHER_MAC, "session_id": null, "including_undelivered": true});
+    let wish = json!({"forget": {"mac": OTHER_MAC, "session_id": null, "including_undelivered": true}});
     stream.write_all(format!("{wish}\n").as_bytes()).expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");

@@ -17,7 +17,7 @@ use crate::patience::within;
 /// The most that is read of a certificate file.
 const LARGEST_CA_FILE: u64 = 4 << 20;
 
-/// How long a file may take to answer: all wait for it at a start, and one for each of the two.
+/// How long a file may take to answer: a start waits for the secret, the authorities and the client made of them, each so long.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What helps against a file that does not answer.

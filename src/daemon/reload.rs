@@ -1,7 +1,7 @@
 //! The reload: settings that can change while the daemon runs do, and the old ones stay when the new ones are wrong.
 //!
-//! Promises: files are read beside everything else; one that does not answer holds up the reload for a moment, and neither
-//! the watchdog nor a stop.
+//! Promises: files are read beside everything else; one that does not answer holds up the reload (the secret and the
+//! authorities for a moment, the configuration itself until it answers), and neither the watchdog nor a stop.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::Daemon;
 use crate::config::{self, Loaded, ManagerApiSettings, Purpose, Settings, Sources};
-use crate::manager_api::ManagerApi;
+use crate::manager_api::{FILES_DO_NOT_ANSWER, ManagerApi};
 use crate::observe::logging::LogHandle;
 use crate::patience::within;
 use crate::systemd;
@@ -73,7 +73,7 @@ fn server(settings: ManagerApiSettings) -> Result<Option<ManagerApi>, String> {
         return Ok(None);
     }
     let opened = within(PATIENCE, move || ManagerApi::new(&settings));
-    let api = opened.ok_or("a file that delivery needs does not answer")?.map_err(|failure| failure.to_string())?;
+    let api = opened.ok_or(FILES_DO_NOT_ANSWER)?.map_err(|failure| failure.to_string())?;
     api.unusable().map_or(Ok(Some(api)), Err)
 }
 

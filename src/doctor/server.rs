@@ -9,7 +9,7 @@ use super::daemons_user::DaemonsUser;
 use super::finding::{Finding, Level};
 use super::{DISK_PATIENCE, within};
 use crate::config::{ManagerApiSettings, SecretError, SecretSource};
-use crate::manager_api::{AgentLookup, ManagerApi, ServerLook, ServerProfile, Verdict};
+use crate::manager_api::{AgentLookup, FILES_DO_NOT_ANSWER, ManagerApi, ServerLook, ServerProfile, Verdict};
 use crate::patience;
 use crate::protocol::MacAddress;
 
@@ -72,7 +72,7 @@ fn examine_server(settings: &ManagerApiSettings, view: &View) -> Vec<Finding> {
     };
     let for_api = settings.clone();
     let opened = patience::within(DISK_PATIENCE, move || ManagerApi::new(&for_api).map_err(|error| error.to_string()))
-        .unwrap_or_else(|| Err("a file that delivery needs does not answer".to_owned()));
+        .unwrap_or_else(|| Err(FILES_DO_NOT_ANSWER.to_owned()));
     let api = match opened.and_then(|api| api.unusable().map_or(Ok(api), Err)) {
         Ok(api) => api,
         Err(reason) => {

@@ -21,7 +21,9 @@ pub(super) fn check(settings: &Settings, out: &mut impl Write) -> Result<(), Fai
     writeln!(out, "the store was damaged: it was set aside in {corrupt}, and {saved} messages were salvaged")?;
     if answer.damaged > 0 {
         let left = answer.damaged;
-        writeln!(out, "{left} messages stand only there: copy them away before you delete them (chat-historyd doctor)")?;
+        return Err(Failure::Incomplete(format!(
+            "{left} messages stand only there: copy them away before you delete them (chat-historyd doctor)"
+        )));
     }
     Ok(())
 }

@@ -21,6 +21,10 @@ mod split;
 mod transport;
 pub mod verdict;
 
+/// Said where making a client takes too long: it reads two files, and one of them hangs.
+pub const FILES_DO_NOT_ANSWER: &str =
+    "manager_api.secret_file or manager_api.ca_file does not answer: look at the file system it is on";
+
 pub use client::{AnsweredBy, Attempt, ManagerApi, ManagerApiError, ServerLook};
 pub use lookup::AgentLookup;
 pub use profile::{ProfileUnknown, ServerProfile, TimeUnit};

@@ -45,6 +45,9 @@ impl Store {
             Err(StoreError::Database { source, .. }) if Fault::of(&source) == Fault::Damage => {
                 let done = tokio::time::timeout(PATIENCE, self.repaired()).await;
                 done.map_err(|_| StoreError::Unavailable)?;
+                if metrics.stores_salvaged.get() == before.0 {
+                    return Err(StoreError::Unavailable);
+                }
             }
             read => read?,
         }

@@ -6,6 +6,7 @@
 //! second sync on the same file would report success. What the database then holds of the failed group is harmless,
 //! because everything on the shelf can be applied twice.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
@@ -20,6 +21,7 @@ use super::inbox::Job;
 use super::open::{self, Fault, Opening};
 use super::repair::Repair;
 use super::rows;
+use super::session_handle::SessionHandle;
 use super::sessions;
 use super::shared::Shared;
 use super::shelf::{Shelved, ShelvedWrite, row_after};
@@ -35,6 +37,9 @@ const REPLAY_ITEMS: usize = 512;
 const REPLAY_BYTES: usize = 1 << 20;
 /// Cursors in one transaction after the shelf.
 const REPLAY_CURSORS: usize = 1000;
+/// How long a session that begins while a damaged database is salvaged may wait for it: before, nobody can say what is known
+/// of the session, and its lines would be refused.
+const SALVAGE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the last try at the end may take.
 const LAST_TRY: Duration = Duration::from_secs(3);
 
@@ -46,6 +51,8 @@ pub(super) struct Episode {
     /// Still good: the disk was full or somebody held the lock, nothing was lost in it.
     connection: Option<Connection>,
     pub(super) repair: Repair,
+    /// Sessions and streams that begin meanwhile, and until when they wait for the repair.
+    beginning: Vec<(Instant, Job)>,
     written: u64,
     /// The shelf has no room either.
     overflow: observe::Episode,
@@ -99,6 +106,7 @@ impl Writer {
             pause: FIRST_PAUSE * 2,
             connection: None,
             repair,
+            beginning: Vec::new(),
             written: 0,
             overflow: observe::Episode::new(),
             unarchived: Throttle::new(),
@@ -145,6 +153,15 @@ impl Writer {
         {
             self.recover();
         }
+    }
+
+    /// Answers those whose patience is over, and all when what is wrong now is no damage.
+    pub(super) fn answer_beginning(&mut self) {
+        let Mode::Failing(episode) = &mut self.mode else { return };
+        let (now, damaged) = (Instant::now(), episode.repair.holds_the_files());
+        let due = |(until, _): &mut (Instant, Job)| !damaged || *until <= now;
+        let due: Vec<Job> = episode.beginning.extract_if(.., due).map(|(_, job)| job).collect();
+        due.into_iter().for_each(|job| self.begin_on_shelf(job));
     }
 
     /// At the end: once more, and a salvage under way may take a moment.
@@ -235,12 +252,15 @@ impl Writer {
         let refused = self.shared.health().failing.take().map_or(0, |failing| failing.refused);
         self.shared.metrics.shelf_bytes.set(0);
         let path = self.shared.files.database.display();
+        let mut beginning = Vec::new();
         if let Mode::Failing(episode) = before {
             let (seconds, messages) = (episode.since.elapsed().as_secs(), episode.written);
             tracing::info!(%path, seconds, messages, refused, "the store works again; what was kept in memory is written");
+            beginning = episode.beginning;
         }
         self.shared.readers.put_in_place();
         self.house.look_soon();
+        self.write_or_shelve(beginning.into_iter().map(|(_, job)| Item::new(job)).collect());
     }
 
     /// Puts what cannot be written on the shelf.
@@ -256,24 +276,7 @@ impl Writer {
                 // It stays due: the next start writes it once more.
                 Job::Backed { .. } => {}
                 Job::Change(change) => change.refuse(StoreError::Unavailable),
-                Job::Open { identity, now, reply } => drop(reply.send(self.open_on_shelf(&identity, now))),
-                Job::Bind { session, stream, now, reply } => {
-                    let known = self.shared.shelf().stream(&stream);
-                    let stored = self.shared.readers.run(|connection| rows::stream(connection, &stream));
-                    let bound = stored.map_err(BindError::Store).and_then(|stored| {
-                        let stored = stored.map(|(owner, seq)| (owner, StreamStand::durable(seq)));
-                        let known = match (stored, known) {
-                            (Some(stored), Some(known)) => Some((stored.0, stored.1.with(known.1))),
-                            (stored, known) => stored.or(known),
-                        };
-                        Ok(group::bind(&session, known)?)
-                    });
-                    let bound = bound.and_then(|stand| {
-                        self.put(Shelved::Stream { handle: session, stream, now }).map_err(|_| StoreError::Overloaded)?;
-                        Ok(stand)
-                    });
-                    drop(reply.send(bound));
-                }
+                job @ (Job::Open { .. } | Job::Bind { .. }) => self.begin_when_readable(job),
                 Job::Adopt { found, reply } => {
                     let directory = &self.shared.directory;
                     drop(reply.send(self.shared.readers.run(|connection| sessions::adopt(directory, connection, &found))));
@@ -296,6 +299,43 @@ impl Writer {
         for on_settled in settled_now {
             on_settled(Settled::Durable);
         }
+    }
+
+    /// A session or a stream begins: while the database is away to be salvaged, that waits.
+    fn begin_when_readable(&mut self, job: Job) {
+        match &mut self.mode {
+            Mode::Failing(episode) if episode.repair.holds_the_files() => {
+                episode.beginning.push((Instant::now() + SALVAGE_PATIENCE, job));
+            }
+            _ => self.begin_on_shelf(job),
+        }
+    }
+
+    fn begin_on_shelf(&mut self, job: Job) {
+        match job {
+            Job::Open { identity, now, reply } => drop(reply.send(self.open_on_shelf(&identity, now))),
+            Job::Bind { session, stream, now, reply } => drop(reply.send(self.bind_on_shelf(session, &stream, now))),
+            _ => {}
+        }
+    }
+
+    fn bind_on_shelf(
+        &mut self,
+        session: Arc<SessionHandle>,
+        stream: &Arc<str>,
+        now: UnixMillis,
+    ) -> Result<StreamStand, BindError> {
+        let known = self.shared.shelf().stream(stream);
+        let stored = self.shared.readers.run(|connection| rows::stream(connection, stream)).map_err(BindError::Store)?;
+        let stored = stored.map(|(owner, seq)| (owner, StreamStand::durable(seq)));
+        let known = match (stored, known) {
+            (Some(stored), Some(known)) => Some((stored.0, stored.1.with(known.1))),
+            (stored, known) => stored.or(known),
+        };
+        let stand = group::bind(&session, known)?;
+        let begins = Shelved::Stream { handle: session, stream: Arc::clone(stream), now };
+        self.put(begins).map_err(|_| StoreError::Overloaded)?;
+        Ok(stand)
     }
 
     fn put(&mut self, item: Shelved) -> Result<(), Box<Shelved>> {
@@ -321,10 +361,7 @@ impl Writer {
         }
     }
 
-    fn shelve_write(
-        &mut self,
-        mut item: Item,
-    ) -> Option<(std::sync::Arc<super::session_handle::SessionHandle>, u64, Option<bool>)> {
+    fn shelve_write(&mut self, mut item: Item) -> Option<(Arc<SessionHandle>, u64, Option<bool>)> {
         let refused = matches!(&item.job, Job::Write(write) if write.epoch.is_refused());
         if !refused {
             group::book(&self.shared, &mut item);
@@ -338,7 +375,7 @@ impl Writer {
         // A group that failed has its rows already.
         let first_row = if item.first_row > 0 { item.first_row } else { self.next.row };
         self.next.row = self.next.row.max(row_after(first_row, &write));
-        let news = (std::sync::Arc::clone(&write.session), group::sendable(&write), group::ended(&write));
+        let news = (Arc::clone(&write.session), group::sendable(&write), group::ended(&write));
         let Err(refused) = self.put(Shelved::Write(ShelvedWrite::new(*write, first_row))) else { return Some(news) };
         if let Shelved::Write(shelved) = *refused {
             let messages = group::refuse(&self.shared, shelved.write, item.booked, NoRoom::Shelf);
@@ -378,7 +415,7 @@ impl Writer {
                 opened
             } else {
                 let handle = sessions::new_handle(directory, &mut self.next, identity);
-                let create = Shelved::Create { handle: std::sync::Arc::clone(&handle), now };
+                let create = Shelved::Create { handle: Arc::clone(&handle), now };
                 self.put(create).map_err(|_| StoreError::Overloaded)?;
                 sessions::opened_new(handle)
             }
@@ -417,7 +454,7 @@ fn note_replayed(shared: &Shared, count: usize) -> u64 {
 
 /// A connection that may work: the kept one, or a new one, after a repair where one is needed. `None`: later.
 fn attempt(
-    shared: &std::sync::Arc<Shared>,
+    shared: &Arc<Shared>,
     episode: &mut Episode,
     next: &mut NextIds,
     standing: &mut Standing,

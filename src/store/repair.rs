@@ -62,6 +62,11 @@ pub(super) enum Repair {
 }
 
 impl Repair {
+    /// The database is not at its place, or is about to leave it.
+    pub(super) const fn holds_the_files(&self) -> bool {
+        matches!(self, Self::Needed | Self::Aside(_) | Self::UnderWay(..))
+    }
+
     pub(super) const fn is_under_way(&self) -> bool {
         matches!(self, Self::UnderWay(..))
     }

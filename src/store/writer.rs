@@ -159,6 +159,7 @@ impl Writer {
             }
         }
         self.recover_if_due();
+        self.answer_beginning();
         self.write_or_shelve(items);
     }
 

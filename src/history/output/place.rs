@@ -89,7 +89,7 @@ fn trust(metadata: &Metadata, what: &str, place: &Path) -> io::Result<()> {
     }
     Err(io::Error::other(format!(
         "the {what} {} belongs to user {owner}, neither to root nor to the user who runs this ({own}): it is not followed (delete \
-         it, name another file, or let the shell write it: > FILE)",
+         it, or name a file in a directory of your own)",
         place.display()
     )))
 }

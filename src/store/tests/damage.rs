@@ -145,7 +145,11 @@ async fn damage_that_appears_while_the_daemon_runs_stops_neither_intake_nor_livi
     while lab.metrics.stores_salvaged.get() == 0 && number < 100 {
         let _ = lab.store.pending(&session, 100, usize::MAX).await;
         let _ = lab.store.snapshot(session.key).await;
-        assert_eq!(lab.write(write_of(&session, &["during"])).await, Settled::Durable);
+        // Also who begins while nobody can say what is known of whom is taken.
+        let name = format!("new {number}");
+        let (settled, new) = tokio::join!(lab.write(write_of(&session, &["during"])), lab.session(&name));
+        assert_eq!(settled, Settled::Durable);
+        assert_eq!(lab.write(write_of(&new.handle, &["first"])).await, Settled::Durable);
         number += 1;
     }
     assert_eq!(lab.metrics.stores_salvaged.get(), 1);
