@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::daemon::Builder;
-use crate::support::disk::SmallDisk;
+use crate::support::disk::{Injection, SmallDisk};
 use crate::support::eventually::{SOON, always};
 use crate::support::loop_disk::{Journaled, LoopDisk, store_on};
 use crate::support::{Agent, Daemon, Fault, ManagerApi, Oracle, Producer, Rule, Variant, disk, eventually, soon};
@@ -165,9 +165,7 @@ fn full_disk_then_space() {
 /// The server has not got it: what stands in memory is all there is of it.
 #[test]
 fn a_message_rejected_while_the_disk_is_full_is_not_acked_before_it_is_durable() {
-    let Some(disk) = SmallDisk::mount("4m") else { return };
-    let api = api();
-    let daemon = Daemon::builder().api(&api).set("store.directory", &store_on(disk.path())).wrapper(&disk.wrapper());
+    let Some((disk, api, daemon)) = on_a_small_disk() else { return };
     let daemon = daemon.start();
     let mut producer = delivered_before(&daemon);
     disk.fill();
@@ -421,6 +419,34 @@ fn a_store_that_is_moved_away_is_missed_and_used_again_when_it_is_back() {
     soon("it works again by itself", || !is_failing(&daemon));
     producer.wait_until_acked();
     assert_eq!(lines(&daemon, GONE), 1, "{}", daemon.log());
+    daemon.kill9();
+    daemon.start();
+    assert_eq!(daemon.metric("pending_at_start"), 2);
+}
+
+/// The disk fails, then it is unmounted: what is left is an empty directory in which a store could be made.
+#[test]
+fn a_store_whose_disk_goes_while_it_fails_is_waited_for_and_not_made_anew() {
+    if !disk::strace_works() {
+        return;
+    }
+    let mut daemon = Daemon::builder().start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "before");
+    producer.wait_until_acked();
+    let fails = Injection::attach(daemon.pid(), "pwrite64,fdatasync", "error=EIO", &[]);
+    producer.say(1, "meanwhile");
+    soon("the store fails", || is_failing(&daemon));
+    let elsewhere = daemon.directory().join("elsewhere");
+    std::fs::rename(daemon.store(), &elsewhere).unwrap();
+    std::fs::create_dir(daemon.store()).unwrap();
+    std::fs::set_permissions(daemon.store(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    drop(fails);
+    always(Duration::from_secs(2), "no ack from a store that knows nothing of the session", || producer.acked() == 1);
+    assert!(is_failing(&daemon) && !daemon.store().join("history.db").exists());
+    std::fs::remove_dir(daemon.store()).unwrap();
+    std::fs::rename(&elsewhere, daemon.store()).unwrap();
+    producer.wait_until_acked();
     daemon.kill9();
     daemon.start();
     assert_eq!(daemon.metric("pending_at_start"), 2);

@@ -12,7 +12,9 @@ use super::checksum::{self, RowFields};
 use super::inbox::Advance;
 use super::rows;
 use super::schema::flags;
-use super::types::{Disposition, HeldTranscript, Lifecycle, NewMessage, PendingMessage, SessionKey, SessionWrite, WaitingDevice};
+use super::types::{
+    Disposition, HeldTranscript, Lifecycle, NewMessage, PendingMessage, RowId, SessionKey, SessionWrite, WaitingDevice,
+};
 use crate::protocol::{MacAddress, SessionIdentity, UnixMillis};
 
 /// The number of rows a write needs: its messages, then what it holds.
@@ -54,6 +56,16 @@ impl<'c> Applier<'c> {
         )?
         .execute(params![key.0, mac, identity.session_id.as_str(), now.0])?;
         Ok(())
+    }
+
+    /// A session that was given the identity under another key and never had a message.
+    pub(super) fn remove_empty_namesake(&self, key: SessionKey, identity: &SessionIdentity) -> rusqlite::Result<()> {
+        match rows::session_by_identity(self.connection, identity)?.filter(|row| row.key != key) {
+            Some(other) if rows::newest(self.connection, other.key)? == RowId(0) => {
+                super::forget::remove_session(self.connection, other.key)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The producer's own word about its agent stands.

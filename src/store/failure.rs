@@ -474,6 +474,9 @@ fn attempt(
         }
         // The database is still there, and has by now what the log held: it is opened anew, and gets a new log.
         shared.readers.take_away();
+    } else if matches!(episode.repair, Repair::None) && !shared.files.has_database_of(*standing) {
+        // An unmounted disk, say. A new database there would know of no session that is in use.
+        return Err(StoreError::Unavailable);
     }
     match open::open(&shared.files, shared.durability)? {
         Opening::Ready(connection) => {

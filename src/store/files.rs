@@ -92,6 +92,15 @@ impl Files {
         })
     }
 
+    /// Whether the database that stood there still does, on whatever device its disk is now. One that does not tell is no
+    /// proof against it.
+    pub(super) fn has_database_of(&self, standing: Standing) -> bool {
+        match self.database.symlink_metadata() {
+            Ok(found) => standing[0].is_none_or(|(_, inode)| inode == found.ino()),
+            Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        }
+    }
+
     /// The length of the database file; `None` when there is none.
     pub(super) fn database_len(&self) -> Option<u64> {
         self.database.symlink_metadata().ok().map(|metadata| metadata.len())

@@ -215,6 +215,8 @@ fn delete_session(connection: &Connection, key: SessionKey, up_to: RowId) -> rus
     cached(connection, "DELETE FROM rejected WHERE session = ?1 AND row <= ?2")?.execute([key.0, up_to.0])?;
     let held = cached(connection, "DELETE FROM held WHERE session = ?1 AND id <= ?2")?.execute([key.0, up_to.0])?;
     if rows::newest(connection, key)? > up_to {
+        // How much of a message had been sent was of one that is gone.
+        cached(connection, "UPDATE cursors SET offset = 0 WHERE session = ?1 AND row < ?2")?.execute([key.0, up_to.0])?;
         return Ok(held as u64);
     }
     cached(connection, "DELETE FROM streams WHERE session = ?1")?.execute([key.0])?;

@@ -1,6 +1,7 @@
 //! What the writer does between groups: it measures the store, checkpoints the log, and lets delivered history go by age
 //! and size. Each visit is one small step, so intake never waits for more than that.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use super::redating::{self, Redating, TakenIn};
 use super::retention::{self, Aim, Pass, Sweep};
 use super::shared::Shared;
 use super::writer::{Mode, NextIds, Writer, wall_clock};
+use crate::clock::since_boot;
 use crate::observe::{Skip, Throttle};
 use crate::protocol::UnixMillis;
 
@@ -30,7 +32,7 @@ const ROOM_STEPS: usize = 4;
 pub(super) struct Housekeeping {
     clock: ClockWatch,
     taken_in: TakenIn,
-    redating: Option<Redating>,
+    redating: VecDeque<Redating>,
     unmeasured: u64,
     uncheckpointed: u64,
     pub(super) checkpoint: Checkpoint,
@@ -49,9 +51,9 @@ pub(super) struct Housekeeping {
 impl Housekeeping {
     pub(super) fn new(now: Instant, wall: UnixMillis, next: NextIds) -> Self {
         Self {
-            clock: ClockWatch::new(now, wall),
+            clock: ClockWatch::new(since_boot(), wall),
             taken_in: TakenIn { first_row: next.row, since: wall },
-            redating: None,
+            redating: VecDeque::new(),
             // Measured at the first visit.
             unmeasured: u64::MAX,
             uncheckpointed: 0,
@@ -74,7 +76,7 @@ impl Housekeeping {
 
     /// When to come again without being asked.
     pub(super) fn next_due(&self) -> Instant {
-        if self.pass.is_some() || self.sweep.is_some() || self.redating.is_some() {
+        if self.pass.is_some() || self.sweep.is_some() || !self.redating.is_empty() {
             return Instant::now();
         }
         let due = if self.refusing { self.next_room.min(self.next_pass) } else { self.next_pass };
@@ -138,15 +140,17 @@ fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping
         house.checkpoint.start(shared);
     }
     let wall = wall_clock();
-    let trusts_clock = house.clock.trusts(Instant::now(), wall);
+    let trusts_clock = house.clock.trusts(since_boot(), wall);
     if let Some(SetAhead { otherwise, by_ms }) = house.clock.take_set_ahead() {
-        house.redating = Some(Redating::new(house.taken_in, next.row, otherwise, by_ms));
-        house.taken_in = TakenIn { first_row: next.row, since: wall };
+        house.redating.push_back(Redating::new(house.taken_in, next.row, otherwise, by_ms));
+        // Of what was behind by now, it will be again, should the clock be set ahead once more.
+        house.taken_in.since.0 = house.taken_in.since.0.saturating_add(by_ms);
     }
-    if let Some(work) = &mut house.redating
-        && redating::step(connection, work)?
-    {
-        house.redating = None;
+    if let Some(work) = house.redating.front_mut() {
+        if redating::step(connection, work)? {
+            house.redating.pop_front();
+        }
+        house.note_written(redating::STEP_BYTES);
     }
     if house.unmeasured >= limit / 64 || house.measured_limit != limit {
         measure(shared, connection, house, limit)?;

@@ -139,7 +139,9 @@ fn write(
     let mut refusal = None;
     let mut advanced = None;
     let outcome = in_transaction(connection, || {
-        let key = match rows::session_by_identity(connection, &session.identity)? {
+        let stored = rows::session_by_identity(connection, &session.identity)?;
+        let is_new = stored.is_none();
+        let key = match stored {
             Some(row) => row.key,
             None => create(connection, sessions::new_handle(&shared.directory, &mut ids, &session.identity).key, session)?,
         };
@@ -159,7 +161,8 @@ fn write(
         let more: u64 = new.iter().map(|one| weight(&one.message)).sum();
         if used_bytes + more > max_bytes - max_bytes / 16 {
             refusal = Some(ImportError::Full { used_bytes, max_bytes });
-            return Ok(());
+            // Made for nothing.
+            return if is_new { super::forget::remove_session(connection, key) } else { Ok(()) };
         }
         let mut behind = handle.pending() == 0;
         let before = handle.cursor();

@@ -73,7 +73,11 @@ impl SessionHandle {
 
     /// A part of this row was sent: the offset of the next cursor is its.
     pub fn begin(&self, row: RowId) {
-        self.begun.store(row.0, Ordering::Release);
+        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        if ![0, row.0].contains(&self.begun.swap(row.0, Ordering::AcqRel)) {
+            // It was of another row.
+            cursor.offset = 0;
+        }
     }
 
     /// The row in whose middle the cursor stands may be gone: what is sent in parts starts anew.
@@ -208,5 +212,48 @@ impl SessionHandle {
     pub(super) fn remove_pending(&self, count: u64) {
         let most = |left: u64| Some(left.saturating_add(count).min(self.accepted()));
         let _ = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, most);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{MacAddress, SessionId, UnixMillis};
+
+    fn handle(offset: u64) -> SessionHandle {
+        let identity = SessionIdentity { mac: MacAddress::from_octets([0; 6]), session_id: SessionId::new("s").unwrap() };
+        SessionHandle::new(SessionKey(1), identity, Cursor { row: RowId(50), offset, last_report: UnixMillis(0) }, 3)
+    }
+
+    fn part_sent(handle: &SessionHandle, row: i64, offset: u64) {
+        handle.begin(RowId(row));
+        handle.advance(Cursor { offset, ..handle.cursor() }, 0);
+    }
+
+    #[test]
+    fn what_was_sent_of_one_row_is_not_taken_for_another() {
+        let handle = handle(0);
+        part_sent(&handle, 60, 2000);
+        assert_eq!((handle.sent_of(RowId(60)), handle.sent_of(RowId(101))), (2000, 0));
+        // Row 60 is gone, and the next one is long, too.
+        part_sent(&handle, 101, 1010);
+        assert_eq!(handle.sent_of(RowId(101)), 1010);
+    }
+
+    #[test]
+    fn what_an_earlier_run_had_sent_is_of_the_next_row_unless_that_was_forgotten() {
+        let handle = handle(700);
+        assert_eq!(handle.sent_of(RowId(60)), 700);
+        handle.forget(RowId(60), &[RowId(60)]);
+        assert_eq!((handle.sent_of(RowId(61)), handle.pending()), (0, 2));
+    }
+
+    #[test]
+    fn more_leaves_the_books_than_was_in_them_only_on_paper() {
+        let handle = handle(0);
+        handle.remove_pending(5);
+        assert_eq!((handle.pending(), handle.left(), handle.accepted()), (0, 3, 3));
+        handle.add_pending(2);
+        assert_eq!(handle.pending(), 2);
     }
 }

@@ -75,7 +75,11 @@ impl Shelved {
 
     pub(super) fn apply(&self, applier: &mut Applier<'_>) -> rusqlite::Result<()> {
         match self {
-            Self::Create { handle, now } => applier.create_session(handle.key, &handle.identity, *now),
+            Self::Create { handle, now } => {
+                // The group in which it was to be created first failed, and may stand in the log all the same.
+                applier.remove_empty_namesake(handle.key, &handle.identity)?;
+                applier.create_session(handle.key, &handle.identity, *now)
+            }
             Self::Agent { handle, agent_id } => applier.suggest_agent(handle.key, agent_id),
             Self::Stream { handle, stream, now } => {
                 applier.touch_stream(stream, handle.key, 0, *now);
