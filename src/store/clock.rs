@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use crate::protocol::UnixMillis;
 
-/// A step of the wall clock, against the since_boot one, that makes ages doubtful.
+/// A step of the wall clock, against the time since the boot, that makes ages doubtful.
 const STEP: Duration = Duration::from_secs(3600);
 /// How long ages stay doubtful.
 const PAUSE: Duration = Duration::from_secs(24 * 3600);
 
-/// Compares the wall clock with the since_boot one.
+/// Compares the wall clock with the time since the boot.
 #[derive(Debug)]
 pub(super) struct ClockWatch {
     last: (Duration, UnixMillis),

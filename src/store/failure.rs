@@ -161,7 +161,9 @@ impl Writer {
         let (now, damaged) = (Instant::now(), episode.repair.holds_the_files());
         let due = |(until, _): &mut (Instant, Job)| !damaged || *until <= now;
         let due: Vec<Job> = episode.beginning.extract_if(.., due).map(|(_, job)| job).collect();
-        due.into_iter().for_each(|job| self.begin_on_shelf(job));
+        for job in due {
+            self.begin_on_shelf(job);
+        }
     }
 
     /// At the end: once more, and a salvage under way may take a moment.
