@@ -224,7 +224,9 @@ fn a_link_or_a_pipe_that_somebody_else_put_there_is_not_followed() {
         let said = refusal(&daemon, &["history", "export", "-o", &format!("shared/{name}")], 73);
         let expected = format!("cannot write shared/{name}: the {what} ");
         assert!(
-            said.contains(&expected) && said.contains("belongs to user 65534") && said.contains("name a file in a directory of your own"),
+            said.contains(&expected)
+                && said.contains("belongs to user 65534")
+                && said.contains("name a file in a directory of your own"),
             "{said}"
         );
     }
