@@ -365,6 +365,7 @@ fn backups_are_forgotten_where_they_are_written_by_now_and_the_old_place_is_name
     converse(&daemon, MAC, "s");
     api.wait_for_rows("s", CONVERSATION.len());
     soon("it is backed up", || bytes_are_in(&daemon.backups(), CONVERSATION[0].1));
+    soon("the daemon knows that it is delivered", || daemon.metric("pending") == 0);
     let said = text(&daemon, &["history", "forget", "--mac", MAC, "--yes"]);
     assert!(said.contains("1 backup files") && said.contains("checked: none of"), "{said}");
     assert!(!bytes_are_in(&daemon.backups(), CONVERSATION[0].1));
