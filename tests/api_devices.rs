@@ -91,14 +91,9 @@ fn what_is_said_before_the_clock_is_set_right_is_held_as_long_as_anything_else()
     let directory = tempfile::tempdir().unwrap();
     let wall = directory.path().join("wall");
     fs::write(&wall, "+0d").unwrap();
-    let Some(environment) = clock::faketime("+0d") else { return };
+    let Some(clock) = clock::faketime_from(&wall) else { return };
     let api = ManagerApi::start(Variant::Fork);
-    let mut builder = holding(&api, "'12s'");
-    for (name, value) in environment.iter().filter(|(name, _)| name != "FAKETIME") {
-        builder = builder.environment(name, value);
-    }
-    let wall_file = wall.display().to_string();
-    let daemon = builder.environment("FAKETIME_TIMESTAMP_FILE", &wall_file).environment("FAKETIME_NO_CACHE", "1").start();
+    let daemon = holding(&api, "'12s'").environments(&clock).start();
     say(&daemon, OTHER_MAC, "old", "Hello");
     soon("the device is unknown for long", || daemon.labelled("rejected", "device_not_registered") == 1);
     say(&daemon, OTHER_MAC, "new", "Is anybody there?");

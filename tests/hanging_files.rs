@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::lifecycle::{HANGS, Supervisor};
+use crate::support::disk::HANGS;
 use crate::support::eventually::SOON;
+use crate::support::supervisor::Supervisor;
 use crate::support::{Daemon, ManagerApi, Producer, Variant, disk, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
@@ -47,11 +48,7 @@ fn a_secret_that_does_not_answer_at_a_reload_keeps_the_old_settings_and_holds_up
     }
     let api = api();
     let supervisor = Supervisor::new();
-    let mut daemon = Daemon::builder()
-        .api(&api)
-        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
-        .environment("WATCHDOG_USEC", "900000")
-        .prepare();
+    let mut daemon = supervisor.fed_by(Daemon::builder().api(&api)).prepare();
     daemon.spawn();
     supervisor.wait_for("READY=1");
     let mut producer = Producer::connected(&daemon, MAC, "s");

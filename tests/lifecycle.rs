@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,16 +16,15 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::daemon::binary;
+use crate::support::disk::HANGS;
 use crate::support::eventually::{SOON, always};
 use crate::support::oracle::{arrived, check_books};
+use crate::support::supervisor::Supervisor;
 use crate::support::{
     Agent, Daemon, Endpoint, Fault, ManagerApi, Oracle, Producer, Variant, clock, disk, eventually, guard, soon,
 };
 
 const MAC: &str = "68:25:dd:ba:39:78";
-
-/// What strace does to a call that is to hang: a minute, or until it lets go.
-pub const HANGS: &str = "delay_enter=60000000";
 
 /// `upload.shutdown_grace` is 5 s; the rest is for a busy machine.
 const IN_TIME: Duration = Duration::from_secs(12);
@@ -340,16 +339,10 @@ fn clock_jumps() {
     let directory = tempfile::tempdir().unwrap();
     let wall = directory.path().join("wall");
     fs::write(&wall, "+0d").unwrap();
-    let Some(environment) = clock::faketime("+0d") else { return };
+    let Some(clock) = clock::faketime_from(&wall) else { return };
     let api = ManagerApi::start(Variant::Upstream);
     api.register(MAC);
-    let builder = || {
-        let mut builder = Daemon::builder().api(&api).directory(directory.path());
-        for (name, value) in environment.iter().filter(|(name, _)| name != "FAKETIME") {
-            builder = builder.environment(name, value);
-        }
-        builder.environment("FAKETIME_TIMESTAMP_FILE", &wall.display().to_string()).environment("FAKETIME_NO_CACHE", "1")
-    };
+    let builder = || Daemon::builder().api(&api).directory(directory.path()).environments(&clock);
     let mut daemon = builder().start();
     let mut oracle = Oracle::new(&daemon);
     let mut producer = Producer::connected(&daemon, MAC, "s");
@@ -392,62 +385,14 @@ fn clock_jumps() {
 
 // ---- the supervisor ------------------------------------------------------------------------------------------------
 
-pub struct Supervisor {
-    socket: UnixDatagram,
-    pub path: PathBuf,
-    _directory: tempfile::TempDir,
-}
-
-impl Supervisor {
-    pub fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("notify");
-        Self { socket: UnixDatagram::bind(&path).unwrap(), path, _directory: directory }
-    }
-
-    /// The next datagram, if one comes in this time.
-    fn hears(&self, patience: Duration) -> Option<String> {
-        self.socket.set_read_timeout(Some(patience.max(Duration::from_millis(1)))).unwrap();
-        let mut buffer = [0; 4096];
-        self.socket.recv(&mut buffer).ok().map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
-    }
-
-    /// Everything up to a datagram with this line.
-    #[track_caller]
-    pub fn wait_for(&self, line: &str) -> Vec<String> {
-        let mut heard = Vec::new();
-        let end = Instant::now() + SOON;
-        loop {
-            heard.extend(self.hears(end.saturating_duration_since(Instant::now())));
-            if heard.last().is_some_and(|last| last.lines().any(|said| said == line)) {
-                return heard;
-            }
-            assert!(Instant::now() < end, "the daemon never said {line}: {heard:?}");
-        }
-    }
-
-    /// How often the watchdog is fed in this time.
-    pub fn feedings(&self, span: Duration) -> usize {
-        let end = Instant::now() + span;
-        let mut count = 0;
-        while Instant::now() < end {
-            let heard = self.hears(end.saturating_duration_since(Instant::now()));
-            count += usize::from(heard.is_some_and(|said| said.contains("WATCHDOG=1")));
-        }
-        count
-    }
-}
-
 #[test]
 fn ready_is_said_when_the_socket_accepts_and_not_before() {
     if !disk::strace_works() {
         return;
     }
     let supervisor = Supervisor::new();
-    let mut daemon = Daemon::builder()
-        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
-        .wrapper(&disk::inject("fdatasync,fsync", "delay_enter=2000000:when=1"))
-        .prepare();
+    let mut daemon =
+        supervisor.told_by(Daemon::builder()).wrapper(&disk::inject("fdatasync,fsync", "delay_enter=2000000:when=1")).prepare();
     let began = Instant::now();
     daemon.spawn();
     let heard = supervisor.wait_for("READY=1");
@@ -482,11 +427,7 @@ fn what_is_said_in_the_last_moment_is_delivered_before_the_end() {
 #[test]
 fn the_supervisor_is_told_of_reloads_status_progress_and_the_end() {
     let supervisor = Supervisor::new();
-    let mut daemon = Daemon::builder()
-        .set("upload.shutdown_grace", "'100s'")
-        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
-        .environment("WATCHDOG_USEC", "900000")
-        .prepare();
+    let mut daemon = supervisor.fed_by(Daemon::builder().set("upload.shutdown_grace", "'100s'")).prepare();
     daemon.spawn();
     supervisor.wait_for("READY=1");
     assert!(supervisor.feedings(Duration::from_secs(3)) >= 5, "the watchdog is fed thrice a period");
@@ -506,7 +447,7 @@ fn the_supervisor_is_told_of_reloads_status_progress_and_the_end() {
 #[test]
 fn the_status_line_says_what_the_daemon_does() {
     let supervisor = Supervisor::new();
-    let mut daemon = Daemon::builder().environment("NOTIFY_SOCKET", &supervisor.path.display().to_string()).prepare();
+    let mut daemon = supervisor.told_by(Daemon::builder()).prepare();
     daemon.spawn();
     let end = Instant::now() + SOON;
     let line = loop {
@@ -525,10 +466,7 @@ fn the_watchdog_goes_hungry_when_the_store_or_the_accept_loop_hangs() {
     }
     for (calls, name) in [("fdatasync,fsync", "store"), ("accept4", "accept loop")] {
         let supervisor = Supervisor::new();
-        let mut daemon = Daemon::builder()
-            .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
-            .environment("WATCHDOG_USEC", "900000")
-            .prepare();
+        let mut daemon = supervisor.fed_by(Daemon::builder()).prepare();
         daemon.spawn();
         supervisor.wait_for("READY=1");
         let mut agent = Agent::connect(&daemon);
@@ -610,11 +548,8 @@ fn the_watchdog_goes_hungry_when_the_uploader_hangs() {
     let pipe = directory.path().join("log");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
-    let mut daemon = Daemon::builder()
-        .api(&api)
-        .set("log.level", "'warn'")
-        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
-        .environment("WATCHDOG_USEC", "900000")
+    let mut daemon = supervisor
+        .fed_by(Daemon::builder().api(&api).set("log.level", "'warn'"))
         .wrapper(&["sh", "-c", &format!("exec \"$@\" 2>{}", pipe.display()), "sh"])
         .prepare();
     daemon.spawn();
@@ -649,11 +584,7 @@ fn a_secret_that_cannot_be_read_for_a_while_stops_nothing_but_delivery() {
     }
     let api = api();
     let supervisor = Supervisor::new();
-    let mut daemon = Daemon::builder()
-        .api(&api)
-        .environment("NOTIFY_SOCKET", &supervisor.path.display().to_string())
-        .environment("WATCHDOG_USEC", "900000")
-        .prepare();
+    let mut daemon = supervisor.fed_by(Daemon::builder().api(&api)).prepare();
     daemon.spawn();
     supervisor.wait_for("READY=1");
     let mut oracle = Oracle::new(&daemon);

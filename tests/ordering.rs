@@ -328,15 +328,10 @@ fn sessions_take_turns_as_before_when_a_clock_that_ran_ahead_is_set_right() {
     let directory = tempfile::tempdir().unwrap();
     let wall = directory.path().join("wall");
     fs::write(&wall, "+1y").unwrap();
-    let Some(environment) = clock::faketime("+1y") else { return };
+    let Some(clock) = clock::faketime_from(&wall) else { return };
     let api = ManagerApi::start(Variant::Upstream);
     api.register(MAC);
-    let mut builder = Daemon::builder().api(&api).set("upload.concurrency", "1");
-    for (name, value) in environment.iter().filter(|(name, _)| name != "FAKETIME") {
-        builder = builder.environment(name, value);
-    }
-    let wall_file = wall.display().to_string();
-    let daemon = builder.environment("FAKETIME_TIMESTAMP_FILE", &wall_file).environment("FAKETIME_NO_CACHE", "1").start();
+    let daemon = Daemon::builder().api(&api).set("upload.concurrency", "1").environments(&clock).start();
     api.fault(Fault::Delay(Duration::from_millis(1)));
     let mut producers: Vec<Producer> =
         (0..SESSIONS).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();

@@ -262,7 +262,7 @@ fn a_disk_that_does_not_answer_keeps_no_status_waiting() {
         return;
     }
     let daemon = Daemon::builder().start();
-    let slow = crate::support::disk::Injection::attach(daemon.pid(), "statfs", crate::lifecycle::HANGS, &[]);
+    let slow = crate::support::disk::Injection::attach(daemon.pid(), "statfs", crate::support::disk::HANGS, &[]);
     // More often than there are threads that may block.
     for _ in 0..20 {
         assert!(printed(&daemon, &[]).contains("\ndisk       "));

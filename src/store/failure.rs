@@ -13,22 +13,20 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::apply::Applier;
 use super::checkpoint;
-use super::error::{BindError, StoreError};
+use super::error::StoreError;
 use super::files::Standing;
 use super::group::{self, Answer, Item};
 use super::health::Failing;
 use super::inbox::Job;
 use super::open::{self, Fault, Opening};
 use super::repair::Repair;
-use super::rows;
 use super::session_handle::SessionHandle;
 use super::sessions;
 use super::shared::Shared;
 use super::shelf::{Shelved, ShelvedWrite, row_after};
-use super::types::{NoRoom, OpenedSession, Settled, StreamStand};
+use super::types::{NoRoom, Settled};
 use super::writer::{Mode, NextIds, Writer, wall_clock};
 use crate::observe::{self, Mention, Throttle};
-use crate::protocol::{SessionIdentity, UnixMillis};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -37,9 +35,6 @@ const REPLAY_ITEMS: usize = 512;
 const REPLAY_BYTES: usize = 1 << 20;
 /// Cursors in one transaction after the shelf.
 const REPLAY_CURSORS: usize = 1000;
-/// How long a session that begins while a damaged database is salvaged may wait for it: before, nobody can say what is known
-/// of the session, and its lines would be refused.
-const SALVAGE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the last try at the end may take.
 const LAST_TRY: Duration = Duration::from_secs(3);
 
@@ -52,7 +47,7 @@ pub(super) struct Episode {
     connection: Option<Connection>,
     pub(super) repair: Repair,
     /// Sessions and streams that begin meanwhile, and until when they wait for the repair.
-    beginning: Vec<(Instant, Job)>,
+    pub(super) beginning: Vec<(Instant, Job)>,
     written: u64,
     /// The shelf has no room either.
     overflow: observe::Episode,
@@ -152,17 +147,6 @@ impl Writer {
             && (Instant::now() >= episode.next_try || episode.repair.is_done())
         {
             self.recover();
-        }
-    }
-
-    /// Answers those whose patience is over, and all when what is wrong now is no damage.
-    pub(super) fn answer_beginning(&mut self) {
-        let Mode::Failing(episode) = &mut self.mode else { return };
-        let (now, damaged) = (Instant::now(), episode.repair.holds_the_files());
-        let due = |(until, _): &mut (Instant, Job)| !damaged || *until <= now;
-        let due: Vec<Job> = episode.beginning.extract_if(.., due).map(|(_, job)| job).collect();
-        for job in due {
-            self.begin_on_shelf(job);
         }
     }
 
@@ -303,44 +287,7 @@ impl Writer {
         }
     }
 
-    /// A session or a stream begins: while the database is away to be salvaged, that waits.
-    fn begin_when_readable(&mut self, job: Job) {
-        match &mut self.mode {
-            Mode::Failing(episode) if episode.repair.holds_the_files() => {
-                episode.beginning.push((Instant::now() + SALVAGE_PATIENCE, job));
-            }
-            _ => self.begin_on_shelf(job),
-        }
-    }
-
-    fn begin_on_shelf(&mut self, job: Job) {
-        match job {
-            Job::Open { identity, now, reply } => drop(reply.send(self.open_on_shelf(&identity, now))),
-            Job::Bind { session, stream, now, reply } => drop(reply.send(self.bind_on_shelf(session, &stream, now))),
-            _ => {}
-        }
-    }
-
-    fn bind_on_shelf(
-        &mut self,
-        session: Arc<SessionHandle>,
-        stream: &Arc<str>,
-        now: UnixMillis,
-    ) -> Result<StreamStand, BindError> {
-        let known = self.shared.shelf().stream(stream);
-        let stored = self.shared.readers.run(|connection| rows::stream(connection, stream)).map_err(BindError::Store)?;
-        let stored = stored.map(|(owner, seq)| (owner, StreamStand::durable(seq)));
-        let known = match (stored, known) {
-            (Some(stored), Some(known)) => Some((stored.0, stored.1.with(known.1))),
-            (stored, known) => stored.or(known),
-        };
-        let stand = group::bind(&session, known)?;
-        let begins = Shelved::Stream { handle: session, stream: Arc::clone(stream), now };
-        self.put(begins).map_err(|_| StoreError::Overloaded)?;
-        Ok(stand)
-    }
-
-    fn put(&mut self, item: Shelved) -> Result<(), Box<Shelved>> {
+    pub(super) fn put(&mut self, item: Shelved) -> Result<(), Box<Shelved>> {
         let mut dropped = 0;
         let result = self.shared.shelf().put(item, self.shared.limits.shelf_bytes(), &mut dropped);
         if dropped > 0 {
@@ -404,27 +351,6 @@ impl Writer {
                 "the shelf in memory is full: messages are refused until the disk or the delivery works"
             );
         }
-    }
-
-    fn open_on_shelf(&mut self, identity: &SessionIdentity, now: UnixMillis) -> Result<OpenedSession, StoreError> {
-        let created = self.shared.shelf().created(identity);
-        let mut opened = if let Some(handle) = created {
-            sessions::opened_new(handle)
-        } else {
-            let directory = &self.shared.directory;
-            let loaded = self.shared.readers.run(|connection| sessions::load(directory, connection, identity, now))?;
-            if let Some(opened) = loaded {
-                opened
-            } else {
-                let handle = sessions::new_handle(directory, &mut self.next, identity);
-                let create = Shelved::Create { handle: Arc::clone(&handle), now };
-                self.put(create).map_err(|_| StoreError::Overloaded)?;
-                sessions::opened_new(handle)
-            }
-        };
-        let overlay = self.shared.shelf().overlay(opened.handle.key);
-        sessions::overlay(&mut opened, overlay);
-        Ok(opened)
     }
 }
 

@@ -16,6 +16,7 @@ mod apply;
 pub mod archive;
 mod arrivals;
 mod backups_due;
+mod beginning;
 mod changes;
 mod check;
 mod checkpoint;

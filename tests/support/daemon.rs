@@ -84,6 +84,13 @@ impl Builder {
         self
     }
 
+    /// Several of them.
+    #[must_use]
+    pub fn environments(mut self, pairs: &[(String, String)]) -> Self {
+        self.environment.extend_from_slice(pairs);
+        self
+    }
+
     /// Starts the binary through another program (`strace -D …`, `faketime …`), which must become it by `exec`.
     #[must_use]
     pub fn wrapper(mut self, words: &[impl AsRef<str>]) -> Self {

@@ -12,6 +12,9 @@ pub fn inside(pid: u32, path: &Path) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/root")).join(path.strip_prefix("/").unwrap_or(path))
 }
 
+/// What strace does to a call that is to hang: a minute, or until it lets go.
+pub const HANGS: &str = "delay_enter=60000000";
+
 /// Words to start a program with so that chosen system calls fail: `inject("fdatasync", "error=EIO:when=3+")`,
 /// `inject("fdatasync,pwrite64", "signal=KILL:when=7")`. The program is the direct child (strace is the grandchild).
 pub fn inject(calls: &str, what: &str) -> Vec<String> {

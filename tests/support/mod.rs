@@ -18,6 +18,7 @@ pub mod loop_disk;
 pub mod manager_api;
 pub mod mariadb;
 pub mod oracle;
+pub mod supervisor;
 
 pub use agent::{Agent, Producer};
 pub use daemon::Daemon;
