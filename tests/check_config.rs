@@ -192,10 +192,14 @@ fn a_history_that_would_be_swept_away_is_only_warned_of() {
 #[test]
 fn a_file_without_a_certificate_is_no_authority() {
     let place = Place::new();
-    let file = place.file("authority.pem", "-----BEGIN NONSENSE-----\n");
-    let said = place.check_file(&format!("[manager_api]\nurl = \"https://h/toy\"\nca_file = \"{}\"\n", file.display()));
-    let warnings = said.lines("warning", &place);
-    assert!(warnings.iter().any(|line| line.contains("manager_api.ca_file") && line.contains("no certificate")), "{warnings:?}");
+    // A bundle that was cut on its way looks like one at its beginning.
+    let garbled = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+    for (content, wrong) in [("nothing\n", "no certificate"), (garbled, "is no PEM file")] {
+        let file = place.file("authority.pem", content);
+        let said = place.check_file(&format!("[manager_api]\nurl = \"https://h/toy\"\nca_file = \"{}\"\n", file.display()));
+        let warnings = said.lines("warning", &place);
+        assert!(warnings.iter().any(|line| line.contains("manager_api.ca_file") && line.contains(wrong)), "{warnings:?}");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 mod assemble;
+pub mod authorities;
 mod changes;
 mod environment;
 mod file;

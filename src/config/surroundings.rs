@@ -1,21 +1,18 @@
 //! Checks what settings name outside of themselves: the secret's file, the certificate file, the group. Reads only, and waits
 //! for no file that does not answer.
 
-use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::Purpose;
+use super::authorities;
 use super::layers::Origin;
 use super::reader::Reader;
 use super::secret::is_open_to_others;
 use super::settings::Settings;
 use crate::patience::within;
-
-/// The most that is read of a certificate file.
-const LARGEST_CA_FILE: u64 = 4 << 20;
 
 /// How long a file may take to answer: a start waits for the secret, the authorities and the client made of them, each so long.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -60,8 +57,8 @@ pub(super) fn check(settings: &Settings, purpose: Purpose, reader: &mut Reader) 
     }
     if let Some(file) = settings.manager_api.ca_file.as_ref().filter(|_| !reader.is_refused("manager_api.ca_file")) {
         let reading = file.clone();
-        let wrong = match within(PATIENCE, move || certificates(&reading)) {
-            Some(Ok(())) => None,
+        let wrong = match within(PATIENCE, move || authorities::certificates(&authorities::read(&reading)?)) {
+            Some(Ok(_)) => None,
             Some(Err(reason)) => Some((reason, "name a PEM file with the authorities to trust")),
             None => Some(("does not answer".to_owned(), LOOK_AT_THE_MOUNT)),
         };
@@ -104,17 +101,4 @@ fn too_many_connections(settings: &Settings, limit: u64) -> Option<(String, Stri
             format!("raise the limit to {needed} (LimitNOFILE= in the unit, --ulimit of a container), or lower the setting"),
         )
     })
-}
-
-/// Whether a file holds certificates, as far as can be told without using it.
-fn certificates(file: &Path) -> Result<(), String> {
-    let failed = |error: std::io::Error| format!("cannot be read: {error}");
-    // Asked before it is opened: opening a pipe would wait for its writer.
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err("is no regular file".to_owned());
-    }
-    let mut text = Vec::new();
-    std::fs::File::open(file).map_err(failed)?.take(LARGEST_CA_FILE).read_to_end(&mut text).map_err(failed)?;
-    let begins = b"-----BEGIN CERTIFICATE-----";
-    if text.windows(begins.len()).any(|window| window == begins) { Ok(()) } else { Err("holds no certificate in PEM".to_owned()) }
 }

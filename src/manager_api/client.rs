@@ -40,7 +40,7 @@ pub enum ManagerApiError {
     #[error("manager_api.url is no plain http:// or https:// URL: host and path, without user, query or fragment")]
     Url,
     /// The CA file cannot be used.
-    #[error("cannot use manager_api.ca_file {path}: {reason} (it must be a PEM file with the authorities to trust)")]
+    #[error("manager_api.ca_file {path} {reason} (it must be a PEM file with the authorities to trust)")]
     CaFile {
         /// The file.
         path: PathBuf,

@@ -4,22 +4,18 @@
 //! file trusted exclusively, connections idle for 25 s never used again. What is in use stays until new authorities
 //! were read whole. Called by the client.
 
-use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT_LANGUAGE, HeaderMap, HeaderValue};
-use reqwest::{Certificate, Client, Proxy, Url};
+use reqwest::{Client, Proxy, Url};
 
 use super::client::ManagerApiError;
 use super::transport::describe;
-use crate::config::ManagerApiSettings;
+use crate::config::{ManagerApiSettings, authorities};
 
 /// Connections idle for longer are not used again. The server keeps them for 60 s, proxies before it may for less.
 const POOL_IDLE: Duration = Duration::from_secs(25);
-
-/// The largest CA file that is read: a whole distribution's bundle has a quarter of a megabyte.
-const CA_FILE_CAP_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The HTTP client, or why there is none: its authorities are read from a file, which may be gone, wrong or replaced.
 pub(super) struct Connection {
@@ -75,7 +71,8 @@ impl Connection {
 }
 
 fn open(settings: &ManagerApiSettings, target: &Url) -> Result<Open, ManagerApiError> {
-    let authorities = settings.ca_file.as_deref().map(pem).transpose()?;
+    let refused = |reason: String| ManagerApiError::CaFile { path: settings.ca_file.clone().unwrap_or_default(), reason };
+    let authorities = settings.ca_file.as_deref().map(authorities::read).transpose().map_err(refused)?;
     // One provider for the process. An error means that there is one already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut headers = HeaderMap::new();
@@ -97,8 +94,8 @@ fn open(settings: &ManagerApiSettings, target: &Url) -> Result<Open, ManagerApiE
     if let Some(proxy) = &settings.proxy {
         builder = builder.proxy(proxy_at(proxy)?);
     }
-    if let (Some(path), Some(pem)) = (&settings.ca_file, &authorities) {
-        builder = builder.tls_certs_only(certificates(path, pem)?);
+    if let Some(pem) = &authorities {
+        builder = builder.tls_certs_only(authorities::certificates(pem).map_err(refused)?);
     } else if target.scheme() == "http" && settings.proxy.is_none() {
         // No TLS will be spoken: a machine without any CA certificates is fine.
         builder = builder.tls_certs_only([]);
@@ -113,26 +110,4 @@ fn proxy_at(proxy: &str) -> Result<Proxy, ManagerApiError> {
         return Err(ManagerApiError::Proxy);
     }
     Proxy::all(url).map_err(|_| ManagerApiError::Proxy)
-}
-
-fn pem(path: &Path) -> Result<Vec<u8>, ManagerApiError> {
-    use std::io::Read;
-    let refused = |reason: String| ManagerApiError::CaFile { path: path.to_owned(), reason };
-    let unreadable = |error: std::io::Error| refused(format!("it cannot be read: {error}"));
-    // Asked before it is opened: opening a pipe would wait for its writer.
-    if !path.metadata().map_err(unreadable)?.is_file() {
-        return Err(refused("it is no regular file".to_owned()));
-    }
-    let mut pem = Vec::new();
-    std::fs::File::open(path).map_err(unreadable)?.take(CA_FILE_CAP_BYTES).read_to_end(&mut pem).map_err(unreadable)?;
-    Ok(pem)
-}
-
-fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<Certificate>, ManagerApiError> {
-    let refused = |reason: &str| ManagerApiError::CaFile { path: path.to_owned(), reason: reason.to_owned() };
-    let certificates = Certificate::from_pem_bundle(pem).map_err(|_| refused("it is no PEM file"))?;
-    if certificates.is_empty() {
-        return Err(refused("it holds no certificate in PEM"));
-    }
-    Ok(certificates)
 }

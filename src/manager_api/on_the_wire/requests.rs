@@ -174,8 +174,7 @@ async fn without_its_authorities_nothing_is_asked_until_they_are_read_again() {
     let path = directory.path().join("ca.pem");
     let api = ManagerApi::new(&ManagerApiSettings { ca_file: Some(path.clone()), ..settings(&server.url) }).unwrap();
     let garbled = "-----BEGIN CERTIFICATE-----\n%%%\n-----END CERTIFICATE-----\n";
-    let trouble =
-        [(None, "No such file"), (Some("nothing"), "it holds no certificate in PEM"), (Some(garbled), "it is no PEM file")];
+    let trouble = [(None, "No such file"), (Some("nothing"), "holds no certificate in PEM"), (Some(garbled), "is no PEM file")];
     for (content, words) in trouble {
         if let Some(content) = content {
             std::fs::write(&path, content).unwrap();
