@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::support::database::{page_bytes, root_page};
 use crate::support::eventually::SOON;
 use crate::support::history::{MAC, text};
 use crate::support::{Daemon, Producer, oracle};
@@ -67,4 +68,28 @@ fn damage_is_salvaged_by_the_command_when_no_daemon_runs() {
     daemon.start();
     assert_eq!(daemon.metric("stores_salvaged"), 0);
     assert!(daemon.metric("pending_at_start") > 200);
+}
+
+/// Every page of it can be read, and none of them is wrong in itself.
+#[test]
+fn a_message_that_its_index_does_not_show_is_found() {
+    let mut daemon = Daemon::builder().set("backup.enabled", "false").start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for content in ["the first", "the second", "the third"] {
+        producer.say(1, content);
+    }
+    producer.wait_until_acked();
+    assert!(daemon.term(SOON).success());
+    let path = daemon.store().join("history.db");
+    let mut database = fs::read(&path).unwrap();
+    // The last bytes of its page are those of the entry that came first, of row 1. It becomes row 0, after which nobody asks.
+    let end = root_page(&database, "messages_by_session") * page_bytes(&database);
+    database[end - 2] ^= 1;
+    fs::write(&path, database).unwrap();
+    assert!(doctor(&daemon).contains("is damaged"));
+    let said = text(&daemon, &["history", "check"]);
+    assert!(said.contains("was damaged") && said.contains("3 messages were salvaged"), "{said}");
+    assert!(text(&daemon, &["history", "check"]).contains("is whole"));
+    daemon.start();
+    assert_eq!(daemon.metric("pending_at_start"), 3);
 }

@@ -129,17 +129,19 @@ fn check(path: &Path, how: &str) -> rusqlite::Result<Looked> {
         let mend = "install that version again, or set store.directory to another place";
         return Ok(Looked::Not(Finding::broken("database", what, mend)));
     }
-    let answer: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if answer != "ok" {
         return Ok(Looked::Not(damaged(path, &answer)));
     }
-    // Nothing delivers them, nothing shows them: an older daemon left them behind when a session was forgotten and read back.
+    // Nothing delivers them, nothing shows them: the row of their session is damaged, or an older daemon left them behind when
+    // the session was forgotten and read back.
     let strays: i64 = connection
         .query_row("SELECT count(*) FROM messages WHERE session NOT IN (SELECT id FROM sessions)", [], |row| row.get(0))
         .unwrap_or(0);
     if strays > 0 {
         let what = format!("in {shown} {strays} messages belong to no session: they are neither delivered nor in any history");
-        let mend = "read them with sqlite3: SELECT session, content FROM messages WHERE session NOT IN (SELECT id FROM sessions)";
+        let mend = "sudo chat-historyd history check: it carries the store over into a new one, finds their session where it still \
+                    stands, and keeps the rest in corrupt/";
         return Ok(Looked::Not(Finding::broken("database", what, mend)));
     }
     let rejected: i64 = connection.query_row("SELECT count(*) FROM rejected", [], |row| row.get(0)).unwrap_or(0);

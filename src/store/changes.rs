@@ -270,7 +270,7 @@ fn rejected_session(connection: &Connection, row: RowId) -> rusqlite::Result<Opt
     let known = |(key, mac, id, ended): (i64, String, String, bool)| {
         rows::identity_of(&mac, &id).map(|identity| (SessionKey(key), identity, ended))
     };
-    Ok(found.and_then(known))
+    found.map(known).transpose()
 }
 
 fn drop_rejected(connection: &Connection, next: NextIds, wished: &[RowId]) -> rusqlite::Result<u64> {

@@ -252,7 +252,6 @@ impl Store {
     /// # Cancel safety
     /// Cancel safe.
     pub async fn backlog(&self, after: Option<SessionKey>, limit: usize) -> Result<Vec<BacklogSession>, StoreError> {
-        let after = after.unwrap_or(SessionKey(i64::MIN));
         let found = self.shared().readers.spawn(move |connection| reads::backlog(connection, after, limit)).await?;
         if found.is_empty() {
             return Ok(Vec::new());

@@ -50,6 +50,12 @@ impl Fault {
     }
 }
 
+/// The error for content that SQLite reads and that cannot be: as if it had met the damage itself.
+pub(super) fn damage(what: &str) -> rusqlite::Error {
+    let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(corrupt, Some(what.to_owned()))
+}
+
 /// Opens the database for the writer.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::inbox::Found;
+use super::open::damage;
 use super::record::{HeldTranscriptRecord, MessageState, SessionSnapshot, TranscriptMessage};
 use super::rows::{self, MESSAGE_COLUMNS, StoredMessage, cached};
 use super::schema::flags;
@@ -29,9 +30,9 @@ pub(super) fn pending(
         ),
     )?;
     let mut rows = statement.query(params![key.0, after.0, i64::try_from(limit).unwrap_or(i64::MAX)])?;
-    let (mut messages, mut bytes) = (Vec::new(), 0);
+    let (mut messages, mut bytes) = (Vec::<PendingMessage>::new(), 0);
     while let Some(row) = rows.next()? {
-        let stored = StoredMessage::of(row)?;
+        let stored = StoredMessage::by_index(connection, row, messages.last().map_or(after, |last| last.row))?;
         bytes += stored.bytes();
         if bytes > max_bytes && !messages.is_empty() {
             return Ok((messages, true));
@@ -75,8 +76,13 @@ pub(super) fn message_count(connection: &Connection, key: SessionKey) -> rusqlit
     Ok(count.unsigned_abs())
 }
 
-/// Sessions with rows after their cursor, by key.
-pub(super) fn backlog(connection: &Connection, after: SessionKey, limit: usize) -> rusqlite::Result<Vec<Found>> {
+/// Sessions with rows after their cursor, by key, from the first one on when `after` is `None`.
+pub(super) fn backlog(connection: &Connection, after: Option<SessionKey>, limit: usize) -> rusqlite::Result<Vec<Found>> {
+    if after.is_none() {
+        // Before the first of them is sent: a cursor that has passed a hidden message would hide it for good.
+        all_have_sessions(connection)?;
+    }
+    let after = after.unwrap_or(SessionKey(i64::MIN));
     let mut statement = cached(
         connection,
         "SELECT s.id, s.mac, s.session_id, s.ended_ms IS NOT NULL, coalesce(c.row, 0), coalesce(c.offset, 0),
@@ -89,7 +95,7 @@ pub(super) fn backlog(connection: &Connection, after: SessionKey, limit: usize) 
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let key = SessionKey(row.get(0)?);
-        let Some(identity) = rows::identity_of(&row.get::<_, String>(1)?, &row.get::<_, String>(2)?) else { continue };
+        let identity = rows::proven_identity(connection, key, &row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?;
         let cursor = Cursor {
             row: RowId(row.get(4)?),
             offset: u64::try_from(row.get::<_, i64>(5)?).unwrap_or(0),
@@ -107,6 +113,25 @@ pub(super) fn backlog(connection: &Connection, after: SessionKey, limit: usize) 
     Ok(found)
 }
 
+/// Whether every message stands under a session: what stands under none is shown to nobody and never sent. Looks at one
+/// entry of the index for each session.
+///
+/// # Errors
+/// When it is not so: the index, or the session's row, is damaged.
+pub(super) fn all_have_sessions(connection: &Connection) -> rusqlite::Result<()> {
+    let stray: bool = connection.query_row(
+        "WITH RECURSIVE speaking(key) AS (
+           SELECT min(session) FROM messages INDEXED BY messages_by_session
+           UNION ALL
+           SELECT (SELECT min(m.session) FROM messages m INDEXED BY messages_by_session WHERE m.session > speaking.key)
+           FROM speaking WHERE speaking.key IS NOT NULL)
+         SELECT EXISTS (SELECT 1 FROM speaking WHERE key IS NOT NULL AND key NOT IN (SELECT id FROM sessions))",
+        [],
+        |row| row.get(0),
+    )?;
+    if stray { Err(damage("there are messages without a session")) } else { Ok(()) }
+}
+
 /// Sessions that have not ended, by key.
 pub(super) fn open_sessions(
     connection: &Connection,
@@ -118,10 +143,10 @@ pub(super) fn open_sessions(
         "SELECT id, mac, session_id FROM sessions INDEXED BY sessions_open WHERE ended_ms IS NULL AND id > ?1 ORDER BY id LIMIT ?2",
     )?;
     let rows = statement.query_map(params![after.0, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
-        Ok((SessionKey(row.get(0)?), rows::identity_of(&row.get::<_, String>(1)?, &row.get::<_, String>(2)?)))
+        let key = SessionKey(row.get(0)?);
+        Ok((key, rows::proven_identity(connection, key, &row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?))
     })?;
-    let known = |(key, identity): (SessionKey, Option<SessionIdentity>)| identity.map(|identity| (key, identity));
-    rows.filter_map(|row| row.map(known).transpose()).collect()
+    rows.collect()
 }
 
 pub(super) fn waiting_devices(connection: &Connection) -> rusqlite::Result<Vec<WaitingDevice>> {
@@ -168,11 +193,11 @@ pub(super) fn snapshot(connection: &Connection, key: SessionKey) -> rusqlite::Re
         "SELECT mac, session_id, agent_id, client, started_ms, ended_ms, end_reason, producer_dropped FROM sessions WHERE id = ?1",
     )?
     .query_row([key.0], |row| {
-        let identity = rows::identity_of(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?);
+        let identity = rows::identity_of(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?;
         let ended: Option<i64> = row.get(5)?;
         let (agent_id, client, end_reason) = (row.get(2)?, row.get(3)?, row.get(6)?);
         let (started, dropped): (i64, i64) = (row.get(4)?, row.get(7)?);
-        Ok(identity.map(|identity| SessionSnapshot {
+        Ok(SessionSnapshot {
             key,
             identity,
             agent_id,
@@ -182,10 +207,9 @@ pub(super) fn snapshot(connection: &Connection, key: SessionKey) -> rusqlite::Re
             end_reason,
             producer_dropped: u64::try_from(dropped).unwrap_or(0),
             held: Vec::new(),
-        }))
+        })
     })
-    .optional()?
-    .flatten();
+    .optional()?;
     let Some(mut session) = found else { return Ok(None) };
     let held = rows::held(connection, key)?.into_iter();
     session.held = held.map(|held| HeldTranscriptRecord { uuid: held.uuid, text: held.text, time: held.time }).collect();
@@ -210,9 +234,9 @@ pub(super) fn transcript(
     )?;
     let mut rows = statement.query(params![key.0, after.0, i64::try_from(limit).unwrap_or(i64::MAX)])?;
     let mut rejected = cached(connection, "SELECT reason, answer FROM rejected WHERE row = ?1")?;
-    let (mut messages, mut bytes) = (Vec::new(), 0);
+    let (mut messages, mut bytes) = (Vec::<TranscriptMessage>::new(), 0);
     while let Some(row) = rows.next()? {
-        let stored = StoredMessage::of(row)?;
+        let stored = StoredMessage::by_index(connection, row, messages.last().map_or(after, |last| last.row))?;
         // Its audio is not kept.
         bytes += stored.sound.as_ref().map_or(0, |row| row.content.len() + row.extra.map_or(0, str::len));
         if bytes > PAGE_BYTES && !messages.is_empty() {

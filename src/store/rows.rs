@@ -5,8 +5,9 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use super::checksum::{self, RowFields};
+use super::open::damage;
 use super::types::{Cursor, HeldTranscript, RowId, SessionKey};
-use crate::protocol::{SessionId, SessionIdentity, UnixMillis};
+use crate::protocol::{MacAddress, SessionId, SessionIdentity, UnixMillis};
 
 /// The columns of a message, in the order [`StoredMessage::of`] reads them.
 pub(super) const MESSAGE_COLUMNS: &str =
@@ -23,6 +24,19 @@ impl<'r> StoredMessage<'r> {
         let id: i64 = row.get(0)?;
         let sound = fields(row)?.filter(|(fields, crc)| checksum::of_message(fields) == *crc).map(|(fields, _)| fields);
         Ok(Self { id: RowId(id), sound })
+    }
+
+    /// The same of a row that an index showed, which comes after the one before in its order. Of columns that stand in the
+    /// index SQLite takes them from there, so that a wrong entry looks like a damaged message, and hides the one it was of.
+    ///
+    /// # Errors
+    /// When the index is damaged.
+    pub(super) fn by_index(connection: &Connection, row: &'r Row<'_>, before: RowId) -> rusqlite::Result<Self> {
+        let stored = Self::of(row)?;
+        if stored.id <= before || (stored.sound.is_none() && is_sound_in_its_table(connection, stored.id)?) {
+            return Err(damage("the index of messages shows other rows than there are"));
+        }
+        Ok(stored)
     }
 
     /// Bytes of text and audio.
@@ -58,6 +72,12 @@ fn fields<'r>(row: &'r Row<'_>) -> rusqlite::Result<Option<(RowFields<'r>, u32)>
     Ok(whole())
 }
 
+fn is_sound_in_its_table(connection: &Connection, row: RowId) -> rusqlite::Result<bool> {
+    let sql = format!("SELECT {MESSAGE_COLUMNS} FROM messages NOT INDEXED WHERE id = ?1");
+    let found = cached(connection, &sql)?.query_row([row.0], |row| Ok(StoredMessage::of(row)?.sound.is_some()));
+    Ok(found.optional()?.unwrap_or(false))
+}
+
 /// The UUID of a checked row.
 pub(super) fn uuid_of(bytes: &[u8]) -> Uuid {
     Uuid::from_slice(bytes).unwrap_or_default()
@@ -83,9 +103,28 @@ pub(super) fn session_by_identity(connection: &Connection, identity: &SessionIde
         .optional()
 }
 
-/// The identity in two columns; `None` when they hold none.
-pub(super) fn identity_of(mac: &str, session_id: &str) -> Option<SessionIdentity> {
-    Some(SessionIdentity { mac: mac.parse().ok()?, session_id: SessionId::new(session_id).ok()? })
+/// The identity in two columns of a session's row.
+///
+/// # Errors
+/// When it is none as the store writes them: the row is damaged.
+pub(super) fn identity_of(mac: &str, session_id: &str) -> rusqlite::Result<SessionIdentity> {
+    let canonical = mac.parse::<MacAddress>().ok().filter(|parsed| parsed.to_string() == mac);
+    let identity = canonical.zip(SessionId::new(session_id).ok()).map(|(mac, session_id)| SessionIdentity { mac, session_id });
+    identity.ok_or_else(|| damage("a session's identity is none"))
+}
+
+/// The same, of a session whose messages go out by it: its other copy, in the index, must say the same, or they would reach
+/// another child's history.
+pub(super) fn proven_identity(
+    connection: &Connection,
+    key: SessionKey,
+    mac: &str,
+    session_id: &str,
+) -> rusqlite::Result<SessionIdentity> {
+    let identity = identity_of(mac, session_id)?;
+    let indexed = session_by_identity(connection, &identity)?;
+    let is_proven = indexed.is_some_and(|row| row.key == key);
+    if is_proven { Ok(identity) } else { Err(damage("a session's identity is another one in its index")) }
 }
 
 pub(super) fn cursor(connection: &Connection, key: SessionKey) -> rusqlite::Result<Cursor> {
@@ -142,10 +181,12 @@ pub(super) fn held(connection: &Connection, key: SessionKey) -> rusqlite::Result
         let (uuid, text): (Vec<u8>, String) = (row.get(0)?, row.get(1)?);
         let (time, recorded, item_id): (i64, i64, Option<String>) = (row.get(2)?, row.get(3)?, row.get(4)?);
         let crc = checksum::of_held(key.0, &uuid, &text, time, recorded, item_id.as_deref());
-        if i64::from(crc) == row.get::<_, i64>(5)? {
-            let (time, recorded) = (UnixMillis(time), UnixMillis(recorded));
-            held.push(HeldTranscript { uuid: uuid_of(&uuid), text, time, recorded, item_id });
+        // Passed over, it would be held for ever and told by nobody.
+        if i64::from(crc) != row.get::<_, i64>(5)? {
+            return Err(damage("the checksum of a held transcript fails"));
         }
+        let (time, recorded) = (UnixMillis(time), UnixMillis(recorded));
+        held.push(HeldTranscript { uuid: uuid_of(&uuid), text, time, recorded, item_id });
     }
     Ok(held)
 }

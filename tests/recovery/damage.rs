@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::{Dice, MAC, comes_up, from_environment};
+use crate::support::database::{page_bytes, root_page};
 use crate::support::eventually::SOON;
 use crate::support::oracle::{check_books, check_fresh};
 use crate::support::{Daemon, ManagerApi, Producer, Variant, disk, soon};
@@ -86,6 +87,11 @@ fn put(path: &Path, sound: &[u8], foreign: &[u8], victim: &Path, harm: &Harm) {
 
 /// The three files of a daemon that was killed: half of its messages in the database, half in the log.
 fn files_of_a_history(prefix: &str) -> Vec<Vec<u8>> {
+    files_after(prefix, Daemon::kill9)
+}
+
+/// The same of one that came to this end.
+fn files_after(prefix: &str, end: impl FnOnce(&mut Daemon)) -> Vec<Vec<u8>> {
     let mut daemon = Daemon::builder().set("backup.enabled", "false").start();
     for half in 0..2 {
         for session in 0..SESSIONS {
@@ -100,8 +106,16 @@ fn files_of_a_history(prefix: &str) -> Vec<Vec<u8>> {
             daemon.restart();
         }
     }
-    daemon.kill9();
+    end(&mut daemon);
     FILES.iter().map(|name| fs::read(daemon.store().join(name)).expect("a file of the store")).collect()
+}
+
+/// The same with all messages in the database: a stop puts the log into it.
+fn files_in_the_database(prefix: &str) -> Vec<Vec<u8>> {
+    files_after(prefix, |daemon| {
+        daemon.restart();
+        daemon.kill9();
+    })
 }
 
 struct Lab {
@@ -110,13 +124,21 @@ struct Lab {
     foreign: Vec<Vec<u8>>,
 }
 
+/// What became of a damaged store.
+struct Outcome {
+    /// What arrived, by session, as the numbers of the messages.
+    came: HashMap<String, Vec<usize>>,
+    /// Messages that did not, and of which the status says so.
+    told: u64,
+}
+
 /// One damaged store, one daemon. What arrived, by session, as the numbers of the messages.
 fn starts_with(lab: &Lab, file: usize, harm: &Harm) -> HashMap<String, Vec<usize>> {
-    starts_after(lab, file, harm, |_| {})
+    starts_after(lab, file, harm, |_| {}).came
 }
 
 /// The same, after what becomes of an earlier daemon on this store.
-fn starts_after(lab: &Lab, file: usize, harm: &Harm, earlier: impl FnOnce(&mut Daemon)) -> HashMap<String, Vec<usize>> {
+fn starts_after(lab: &Lab, file: usize, harm: &Harm, earlier: impl FnOnce(&mut Daemon)) -> Outcome {
     let before = lab.api.all_rows().last().map_or(0, |row| row.id);
     let mut daemon = Daemon::builder().api(&lab.api).prepare();
     let victim = daemon.directory().join("somebody-else");
@@ -151,12 +173,8 @@ fn starts_after(lab: &Lab, file: usize, harm: &Harm, earlier: impl FnOnce(&mut D
     let set_aside = fs::read_dir(daemon.store().join("corrupt")).map_or(0, Iterator::count) as u64;
     assert_eq!(set_aside, daemon.metric("stores_salvaged"), "what is set aside is counted");
     assert!(!daemon.log().contains("panicked"));
-    came
-}
-
-/// As the header of the database says.
-fn page_bytes(database: &[u8]) -> usize {
-    usize::from(u16::from_be_bytes([database[16], database[17]]))
+    let told = ["pending", "held", "rejected"].iter().map(|name| daemon.metric(name)).sum();
+    Outcome { came, told }
 }
 
 #[test]
@@ -239,7 +257,7 @@ fn a_damaged_store_survives_a_kill_and_an_error_at_every_step_of_being_set_aside
         for nth in 1..=4 {
             let lab = Lab { api: ManagerApi::start(Variant::Upstream), sound: lab.sound.clone(), foreign: lab.foreign.clone() };
             lab.api.register(MAC);
-            let came = starts_after(&lab, 1, &Harm::None, |daemon| {
+            let Outcome { came, .. } = starts_after(&lab, 1, &Harm::None, |daemon| {
                 daemon.set_wrapper(&disk::inject("rename,renameat,renameat2", &format!("{what}:when={nth}")));
                 daemon.spawn();
                 assert!(!comes_up(daemon), "{what} {nth}: nothing happened to it\n{}", daemon.log());
@@ -346,5 +364,49 @@ fn what_a_salvage_leaves_behind_is_told() {
         }
         assert_eq!(log.contains("the rest stands there alone, keep it"), is_damaged, "{log}");
         assert_eq!(daemon.metric("messages_salvaged"), 3 - u64::from(is_damaged));
+    }
+}
+
+/// An identity that is none was passed over, so that its session waited for ever; one that is another device's sent it there;
+/// and what an entry of an index did not show was never sent. Nobody was told of any of it.
+#[test]
+fn after_one_flipped_bit_every_message_arrives_or_is_told_of() {
+    let mut lab =
+        Lab { api: ManagerApi::start(Variant::Upstream), sound: files_in_the_database("a"), foreign: vec![Vec::new(); 3] };
+    lab.api.register(MAC);
+    let page_bytes = page_bytes(&lab.sound[0]);
+    // Both copies of each identity.
+    let identities: Vec<usize> =
+        (0..lab.sound[0].len() - MAC.len()).filter(|at| lab.sound[0][*at..].starts_with(MAC.as_bytes())).collect();
+    assert!(identities.len() >= 2 * SESSIONS, "{identities:?}");
+    let mut places: Vec<(usize, u8)> = Vec::new();
+    for at in identities {
+        places.extend([(at, 1), (at + 2, 2), (at + 6, 0x20)]);
+    }
+    // The index that messages are sent by: on the last bytes of its page the entries that came first, of the session 1 and the
+    // rows 1 and 2.
+    let index = root_page(&lab.sound[0], "messages_by_session") * page_bytes;
+    places.extend([(index - 3, 1), (index - 7, 1), (index - 6, 1)]);
+    let mut dice = Dice::new();
+    for _ in 0..from_environment("CHAT_HISTORYD_TEST_DAMAGES", 10) {
+        let at = dice.below(lab.sound[0].len() as u64) as usize;
+        // Where not every harm is seen before the whole of it is read (`history check`).
+        if !(index - page_bytes..index).contains(&at) {
+            places.push((at, 1 << dice.below(8)));
+        }
+    }
+    for (at, bit) in places {
+        lab.sound[0][at] ^= bit;
+        let Outcome { came, told } = starts_after(&lab, 0, &Harm::None, |_| {});
+        lab.sound[0][at] ^= bit;
+        let came: usize = came.values().map(Vec::len).sum();
+        let all = 2 * EACH * SESSIONS;
+        assert_eq!(
+            came + told as usize,
+            all,
+            "bit {bit} of byte {} of page {}: {came} came",
+            at % page_bytes,
+            at / page_bytes + 1
+        );
     }
 }

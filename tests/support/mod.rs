@@ -10,6 +10,7 @@ pub mod agent;
 pub mod canary;
 pub mod clock;
 pub mod daemon;
+pub mod database;
 pub mod disk;
 pub mod eventually;
 pub mod guard;
