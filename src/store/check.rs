@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::agreement;
 use super::error::StoreError;
 use super::handle::Store;
 use super::open::{Fault, damage};
-use super::reads;
 
 /// How often it is looked whether a salvage is done.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -72,5 +72,5 @@ impl Store {
 /// index shows is found by nobody.
 fn whole(connection: &Connection) -> rusqlite::Result<()> {
     let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-    if answer == "ok" { reads::all_have_sessions(connection) } else { Err(damage(&answer)) }
+    if answer == "ok" { agreement::check(connection) } else { Err(damage(&answer)) }
 }

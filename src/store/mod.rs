@@ -12,6 +12,7 @@
 //! `skipped{overloaded}` (received items of refused writes), `skipped{kept_only}`, `skipped{expired}`; and, in
 //! [`Store::advance`], `delivered` and `rejected`. Everything else (`received`, `skipped{superseded}`, …) is the caller's.
 
+mod agreement;
 mod apply;
 pub mod archive;
 mod arrivals;

@@ -2,8 +2,8 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::agreement;
 use super::inbox::Found;
-use super::open::damage;
 use super::record::{HeldTranscriptRecord, MessageState, SessionSnapshot, TranscriptMessage};
 use super::rows::{self, MESSAGE_COLUMNS, StoredMessage, cached};
 use super::schema::flags;
@@ -80,7 +80,7 @@ pub(super) fn message_count(connection: &Connection, key: SessionKey) -> rusqlit
 pub(super) fn backlog(connection: &Connection, after: Option<SessionKey>, limit: usize) -> rusqlite::Result<Vec<Found>> {
     if after.is_none() {
         // Before the first of them is sent: a cursor that has passed a hidden message would hide it for good.
-        all_have_sessions(connection)?;
+        agreement::check(connection)?;
     }
     let after = after.unwrap_or(SessionKey(i64::MIN));
     let mut statement = cached(
@@ -95,7 +95,7 @@ pub(super) fn backlog(connection: &Connection, after: Option<SessionKey>, limit:
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let key = SessionKey(row.get(0)?);
-        let identity = rows::proven_identity(connection, key, &row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?;
+        let identity = agreement::identity(connection, key, &row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?;
         let cursor = Cursor {
             row: RowId(row.get(4)?),
             offset: u64::try_from(row.get::<_, i64>(5)?).unwrap_or(0),
@@ -113,25 +113,6 @@ pub(super) fn backlog(connection: &Connection, after: Option<SessionKey>, limit:
     Ok(found)
 }
 
-/// Whether every message stands under a session: what stands under none is shown to nobody and never sent. Looks at one
-/// entry of the index for each session.
-///
-/// # Errors
-/// When it is not so: the index, or the session's row, is damaged.
-pub(super) fn all_have_sessions(connection: &Connection) -> rusqlite::Result<()> {
-    let stray: bool = connection.query_row(
-        "WITH RECURSIVE speaking(key) AS (
-           SELECT min(session) FROM messages INDEXED BY messages_by_session
-           UNION ALL
-           SELECT (SELECT min(m.session) FROM messages m INDEXED BY messages_by_session WHERE m.session > speaking.key)
-           FROM speaking WHERE speaking.key IS NOT NULL)
-         SELECT EXISTS (SELECT 1 FROM speaking WHERE key IS NOT NULL AND key NOT IN (SELECT id FROM sessions))",
-        [],
-        |row| row.get(0),
-    )?;
-    if stray { Err(damage("there are messages without a session")) } else { Ok(()) }
-}
-
 /// Sessions that have not ended, by key.
 pub(super) fn open_sessions(
     connection: &Connection,
@@ -144,7 +125,7 @@ pub(super) fn open_sessions(
     )?;
     let rows = statement.query_map(params![after.0, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
         let key = SessionKey(row.get(0)?);
-        Ok((key, rows::proven_identity(connection, key, &row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?))
+        Ok((key, agreement::identity(connection, key, &row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?))
     })?;
     rows.collect()
 }

@@ -113,20 +113,6 @@ pub(super) fn identity_of(mac: &str, session_id: &str) -> rusqlite::Result<Sessi
     identity.ok_or_else(|| damage("a session's identity is none"))
 }
 
-/// The same, of a session whose messages go out by it: its other copy, in the index, must say the same, or they would reach
-/// another child's history.
-pub(super) fn proven_identity(
-    connection: &Connection,
-    key: SessionKey,
-    mac: &str,
-    session_id: &str,
-) -> rusqlite::Result<SessionIdentity> {
-    let identity = identity_of(mac, session_id)?;
-    let indexed = session_by_identity(connection, &identity)?;
-    let is_proven = indexed.is_some_and(|row| row.key == key);
-    if is_proven { Ok(identity) } else { Err(damage("a session's identity is another one in its index")) }
-}
-
 pub(super) fn cursor(connection: &Connection, key: SessionKey) -> rusqlite::Result<Cursor> {
     let found = cached(connection, "SELECT row, offset, last_report_ms FROM cursors WHERE session = ?1")?
         .query_row([key.0], |row| {

@@ -410,3 +410,48 @@ fn after_one_flipped_bit_every_message_arrives_or_is_told_of() {
         );
     }
 }
+
+/// What stands behind a cursor counts as delivered: a wrong one hid messages for good.
+#[test]
+fn after_a_flipped_bit_in_a_cursor_nothing_counts_as_delivered_that_was_not() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().api(&api).set("backup.enabled", "false").start();
+    for half in 0..2 {
+        for session in 0..SESSIONS {
+            let mut producer = Producer::connected(&daemon, MAC, &format!("a{session}"));
+            for index in half * EACH..(half + 1) * EACH {
+                producer.say(1, &format!("a{session} message {index} {}", "नमस्ते ".repeat(index % 9)));
+            }
+            producer.wait_until_acked();
+        }
+        if half == 0 {
+            soon("the first half is delivered", || daemon.metric("pending") == 0);
+            daemon.set("manager_api.url", "'http://127.0.0.1:1/toy'");
+        }
+        daemon.restart();
+    }
+    daemon.kill9();
+    let sound = FILES.iter().map(|name| fs::read(daemon.store().join(name)).expect("a file of the store")).collect();
+    let mut lab = Lab { api, sound, foreign: vec![Vec::new(); 3] };
+    // A row of cursors, less its session, which is its key: row, no offset, time of the last report.
+    let end = root_page(&lab.sound[0], "cursors") * page_bytes(&lab.sound[0]);
+    let start = end - page_bytes(&lab.sound[0]);
+    let header = [5, 0, 1, 8, 5];
+    let place = |row: u8| {
+        let page = &lab.sound[0][start..end];
+        let at = page.windows(6).position(|bytes| bytes[..5] == header && bytes[5] == row);
+        start + 5 + at.unwrap_or_else(|| panic!("no cursor at row {row}: {page:?}"))
+    };
+    // To rows of another session, and to one that was never given out.
+    let flips = [(place(15), 64), (place(30), 1), (place(45), 64)];
+    for (at, bit) in flips {
+        lab.sound[0][at] ^= bit;
+        let Outcome { came, .. } = starts_after(&lab, 0, &Harm::None, |_| {});
+        lab.sound[0][at] ^= bit;
+        for session in 0..SESSIONS {
+            let came = &came[&format!("a{session}")];
+            assert!(came.ends_with(&(EACH..2 * EACH).collect::<Vec<_>>()), "{bit}: session {session}: {came:?}");
+        }
+    }
+}
