@@ -154,7 +154,8 @@ fn many_sessions_of_one_unknown_device_send_one_try_at_a_time_and_all_arrive_whe
     soon("it waits", || daemon.status()["upload"]["devices_waiting"] == 1);
     let before = api.reports().len();
     soon("tried again and again", || api.reports().len() >= before + 3);
-    assert!(before <= 4 + 2, "{before} tries at the beginning: no more than may be under way at once");
+    // As many as may be under way at once, and those that took their places before the first answer was judged.
+    assert!(before <= 2 * 4, "{before} tries at the beginning");
     let tries = api.reports().len() - before;
     always(Duration::from_millis(300), "a second between tries", || api.reports().len() - before <= tries + 1);
     // Whoever waits for the delivery of a waiting device is told so at once.

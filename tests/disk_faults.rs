@@ -490,3 +490,38 @@ fn what_stands_in_a_deleted_log_is_carried_into_the_database() {
     daemon.start();
     assert_eq!(daemon.metric("pending_at_start"), 2);
 }
+
+/// What began the salvage was told for as long as it failed, and not that the disk has no room for it.
+#[test]
+fn a_salvage_that_finds_no_room_says_so_and_is_done_when_there_is() {
+    let Some((disk, api, daemon)) = on_a_small_disk() else { return };
+    let mut daemon = daemon.set("backup.enabled", "false").start();
+    api.stop();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    for index in 0..1000 {
+        producer.say(1, &format!("{index} {}", "x".repeat(400)));
+    }
+    producer.wait_until_acked();
+    daemon.restart();
+    daemon.kill9();
+    let path = disk.outside().join("store/history.db");
+    let mut database = std::fs::read(&path).expect("the database");
+    let identity = database.windows(MAC.len()).position(|bytes| bytes == MAC.as_bytes()).expect("an identity");
+    database[identity + 2] ^= 2;
+    std::fs::write(&path, database).expect("the database");
+    // Room to start and to write, but not for the store once more.
+    disk.fill();
+    let filler = std::fs::OpenOptions::new().write(true).open(disk.outside().join("filler")).expect("the filler");
+    filler.set_len(filler.metadata().expect("its length").len() - 400_000).expect("room");
+    daemon.start();
+    soon("the cause is told", || {
+        daemon.status()["store"]["failing"].to_string().contains("full") && daemon.log().contains("cannot be salvaged")
+    });
+    disk.remount("rw,size=32m");
+    api.start_again();
+    soon("it is salvaged", || daemon.metric("stores_salvaged") == 1);
+    let mut oracle = Oracle::new(&daemon);
+    producer.disconnect();
+    oracle.owe(&producer);
+    oracle.check(&daemon, &api);
+}

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::support::daemon::{Builder, binary};
+use crate::support::database::{page_bytes, root_page};
 use crate::support::eventually::{SOON, eventually, free_port};
 use crate::support::manager_api::SECRET;
 use crate::support::{Agent, Daemon, Endpoint, Fault, ManagerApi, Producer, Rule, Variant, soon};
@@ -212,6 +213,14 @@ fn a_database_that_is_damaged_foreign_or_too_new_is_broken() {
     torn[5 * 4096..12 * 4096].fill(0xa5);
     with(&torn).has("database", "broken", "is damaged");
     with(&[0x55; 8192]).has("database", "broken", "is damaged");
+    // Beside its log, without which nobody can say what its indexes should hold.
+    let mut behind = sound.clone();
+    let index = root_page(&sound, "messages_by_session") * page_bytes(&sound);
+    behind[index - 2] ^= 1;
+    with(&behind).has("database", "broken", "is damaged");
+    std::fs::write(daemon.store().join("history.db-wal"), "what a kill left").unwrap();
+    with(&behind).has("database", "sound", "is whole");
+    std::fs::remove_file(daemon.store().join("history.db-wal")).unwrap();
     let mut newer = sound.clone();
     newer[60..64].copy_from_slice(&99_u32.to_be_bytes());
     with(&newer).has("database", "broken", "schema 99");

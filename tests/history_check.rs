@@ -2,10 +2,12 @@
 
 use std::fs;
 
+use serde_json::json;
+
 use crate::support::database::{page_bytes, root_page};
 use crate::support::eventually::SOON;
-use crate::support::history::{MAC, text};
-use crate::support::{Daemon, Producer, oracle};
+use crate::support::history::{MAC, run, text};
+use crate::support::{Agent, Daemon, Producer, oracle};
 
 const MESSAGES: usize = 300;
 
@@ -30,7 +32,7 @@ fn with_a_damaged_page() -> Daemon {
 }
 
 fn doctor(daemon: &Daemon) -> String {
-    let output = crate::support::history::run(daemon, &["doctor"]);
+    let output = run(daemon, &["doctor"]);
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -92,4 +94,27 @@ fn a_message_that_its_index_does_not_show_is_found() {
     assert!(text(&daemon, &["history", "check"]).contains("is whole"));
     daemon.start();
     assert_eq!(daemon.metric("pending_at_start"), 3);
+}
+
+/// It failed every listing of the store, and the remedy that was advised found nothing.
+#[test]
+fn a_held_transcript_whose_checksum_fails_is_found_and_what_a_salvage_leaves_of_it_is_counted() {
+    let mut daemon = Daemon::builder().set("backup.enabled", "false").start();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.say(2, "a message");
+    agent.line(&json!({"type": "user_input_transcribed", "transcript": "only heard", "is_final": true}));
+    agent.flush("durable");
+    assert_eq!(daemon.metric("held"), 1);
+    assert!(daemon.term(SOON).success());
+    let connection = rusqlite::Connection::open(daemon.store().join("history.db")).unwrap();
+    assert_eq!(connection.execute("UPDATE held SET text = 'only herd'", []).unwrap(), 1);
+    connection.close().unwrap();
+    assert!(doctor(&daemon).contains("is damaged: the checksum of a held transcript fails"));
+    let output = run(&daemon, &["history", "check"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(70) && said.contains("1 messages stand only there"), "{said}");
+    assert!(text(&daemon, &["history", "list"]).contains("1 pending"));
+    daemon.start();
+    assert_eq!(daemon.metric("messages_left_behind"), 1);
 }

@@ -27,6 +27,26 @@ fn upload(daemon: &Daemon, number: &str) -> u64 {
     daemon.status()["upload"][number].as_u64().expect("a number")
 }
 
+/// No row id had ever been given out: nothing seemed to be forgotten, and the session was not made again.
+#[test]
+fn what_is_said_after_an_empty_session_was_forgotten_in_a_new_store_survives_a_kill() {
+    let api = ManagerApi::start(Variant::Fork);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().api(&api).set("backup.enabled", "false").start();
+    api.stop();
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(MAC, "s");
+    agent.end();
+    agent.flush("durable");
+    forget(&daemon, &["--session", "s"]);
+    agent.say(1, "afterwards");
+    agent.flush("durable");
+    daemon.kill9();
+    api.start_again();
+    daemon.start();
+    assert_eq!(api.wait_for_rows("s", 1)[0].content, "afterwards");
+}
+
 /// The connection knew the session before it was forgotten, and goes on in the one that was read back.
 #[test]
 fn what_is_said_on_an_old_connection_after_a_history_was_forgotten_and_read_back_survives_a_kill() {

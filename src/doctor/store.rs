@@ -5,15 +5,15 @@
 
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::finding::Finding;
 use crate::config::StoreSettings;
-use crate::store::left_behind;
 use crate::store::schema::{APPLICATION_ID, VERSION};
+use crate::store::{left_behind, whole};
 
 /// How long to wait for a lock of the daemon.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -82,15 +82,19 @@ enum Looked {
 /// Looks into the database without a trace. Where the shared index of its log is missing, or nobody keeps it, the file is
 /// read alone: what stands in the log is checked by the daemon at its next start.
 fn look(path: &Path) -> rusqlite::Result<Looked> {
-    let mut index = path.as_os_str().to_owned();
-    index.push("-shm");
-    if Path::new(&index).exists() {
-        match check(path, "readonly_shm=1") {
+    let beside = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    if beside("-shm").exists() {
+        match check(path, "readonly_shm=1", true) {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => {}
             looked => return looked,
         }
     }
-    check(path, "immutable=1")
+    let has_log = beside("-wal").metadata().is_ok_and(|log| log.len() > 0);
+    check(path, "immutable=1", !has_log)
 }
 
 /// A path as SQLite's URI takes it.
@@ -106,7 +110,20 @@ fn uri(path: &Path, how: &str) -> String {
     format!("{uri}?{how}")
 }
 
-fn check(path: &Path, how: &str) -> rusqlite::Result<Looked> {
+/// What is wrong with it. Without the log that belongs to it pages of two moments may stand side by side, as a kill in the
+/// middle of a checkpoint leaves them: then each is looked at for itself.
+fn damage(connection: &Connection, with_log: bool) -> rusqlite::Result<Option<String>> {
+    if !with_log {
+        let answer: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        return Ok(Some(answer).filter(|answer| answer != "ok"));
+    }
+    match whole(connection) {
+        Err(rusqlite::Error::SqliteFailure(code, Some(how))) if code.code == ErrorCode::DatabaseCorrupt => Ok(Some(how)),
+        read => read.map(|()| None),
+    }
+}
+
+fn check(path: &Path, how: &str, with_log: bool) -> rusqlite::Result<Looked> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW
@@ -129,19 +146,16 @@ fn check(path: &Path, how: &str) -> rusqlite::Result<Looked> {
         let mend = "install that version again, or set store.directory to another place";
         return Ok(Looked::Not(Finding::broken("database", what, mend)));
     }
-    let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-    if answer != "ok" {
-        return Ok(Looked::Not(damaged(path, &answer)));
+    if let Some(how) = damage(&connection, with_log)? {
+        return Ok(Looked::Not(damaged(path, &how)));
     }
-    // Nothing delivers them, nothing shows them: the row of their session is damaged, or an older daemon left them behind when
-    // the session was forgotten and read back.
+    // Nothing delivers them, nothing shows them: an older daemon left them behind when a session was forgotten and read back.
     let strays: i64 = connection
         .query_row("SELECT count(*) FROM messages WHERE session NOT IN (SELECT id FROM sessions)", [], |row| row.get(0))
         .unwrap_or(0);
     if strays > 0 {
         let what = format!("in {shown} {strays} messages belong to no session: they are neither delivered nor in any history");
-        let mend = "sudo chat-historyd history check: it carries the store over into a new one, finds their session where it still \
-                    stands, and keeps the rest in corrupt/";
+        let mend = "read them with sqlite3: SELECT session, content FROM messages WHERE session NOT IN (SELECT id FROM sessions)";
         return Ok(Looked::Not(Finding::broken("database", what, mend)));
     }
     let rejected: i64 = connection.query_row("SELECT count(*) FROM rejected", [], |row| row.get(0)).unwrap_or(0);

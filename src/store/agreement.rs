@@ -2,23 +2,24 @@
 //! in a cursor, in the row of a session or in an index would hide messages from delivery, or send them to another device,
 //! without a word. What does not agree is damage, and a salvage decides what is to be believed.
 //!
-//! Looked at before a backlog is sent: one entry of an index for each session and for each cursor, never all messages.
+//! Before a backlog is sent one entry of an index is looked at for each session and for each cursor, never all messages;
+//! everything is on request.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::open::damage;
-use super::rows;
-use super::types::SessionKey;
+use super::rows::{self, cached};
+use super::types::{RowId, SessionKey};
 use crate::protocol::SessionIdentity;
 
-/// The first entry of each session in the index of messages: what stands under no session is shown to nobody.
+/// The sessions that the index of messages knows and that have no row: what is said in them is shown to nobody.
 const STRAYS: &str = "
 WITH RECURSIVE speaking(key) AS (
   SELECT min(session) FROM messages INDEXED BY messages_by_session
   UNION ALL
   SELECT (SELECT min(m.session) FROM messages m INDEXED BY messages_by_session WHERE m.session > speaking.key)
   FROM speaking WHERE speaking.key IS NOT NULL)
-SELECT EXISTS (SELECT 1 FROM speaking WHERE key IS NOT NULL AND key NOT IN (SELECT id FROM sessions))
+SELECT key FROM speaking WHERE key IS NOT NULL AND key NOT IN (SELECT id FROM sessions)
 ";
 
 /// A cursor names a row of its own session, or one that was there once; ids are given out once and in order.
@@ -30,17 +31,68 @@ SELECT EXISTS (
       AND EXISTS (SELECT 1 FROM messages m NOT INDEXED WHERE m.id = c.row)))
 ";
 
-/// The whole of it but for identities.
+/// What must be known before anything of a backlog is sent.
 ///
 /// # Errors
 /// When something does not agree.
 pub(super) fn check(connection: &Connection) -> rusqlite::Result<()> {
-    for (sql, what) in [(STRAYS, "there are messages without a session"), (CURSORS, "a cursor names no message of its session")] {
-        if connection.query_row(sql, [], |row| row.get(0))? {
-            return Err(damage(what));
-        }
+    let strays: Vec<i64> = connection.prepare(STRAYS)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut without_session = 0;
+    for key in strays {
+        without_session += stray(connection, SessionKey(key))?;
+    }
+    if without_session > 0 {
+        // No salvage could tell whose they are. An older daemon left such when a session was forgotten and read back.
+        tracing::warn!(
+            messages = without_session,
+            "messages belong to no session: they are not delivered (chat-historyd doctor)"
+        );
+    }
+    if connection.query_row(CURSORS, [], |row| row.get(0))? {
+        return Err(damage("a cursor names no message of its session"));
     }
     Ok(())
+}
+
+/// The same, and of every session its identity and what it holds back.
+///
+/// # Errors
+/// When something does not agree, or a checksum fails.
+pub(super) fn check_all(connection: &Connection) -> rusqlite::Result<()> {
+    check(connection)?;
+    let mut sessions = connection.prepare("SELECT id, mac, session_id FROM sessions NOT INDEXED")?;
+    let mut sessions = sessions.query([])?;
+    while let Some(row) = sessions.next()? {
+        identity(connection, SessionKey(row.get(0)?), &row.get::<_, String>(1)?, &row.get::<_, String>(2)?)?;
+    }
+    let mut holding = connection.prepare("SELECT DISTINCT session FROM held NOT INDEXED")?;
+    let mut holding = holding.query([])?;
+    while let Some(row) = holding.next()? {
+        rows::held(connection, SessionKey(row.get(0)?))?;
+    }
+    Ok(())
+}
+
+/// How many messages stand under a session without a row.
+///
+/// # Errors
+/// When the session still stands in its index, or the messages stand elsewhere in their table: a salvage finds that.
+fn stray(connection: &Connection, key: SessionKey) -> rusqlite::Result<u64> {
+    let in_its_index: bool = connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM sessions INDEXED BY sqlite_autoindex_sessions_1 WHERE id = ?1)",
+        [key.0],
+        |row| row.get(0),
+    )?;
+    let first = rows::first_after(connection, key, RowId(i64::MIN))?.unwrap_or_default();
+    let in_the_table: Option<i64> = cached(connection, "SELECT session FROM messages NOT INDEXED WHERE id = ?1")?
+        .query_row([first.0], |row| row.get(0))
+        .optional()?;
+    if in_its_index || in_the_table != Some(key.0) {
+        return Err(damage("there are messages without a session"));
+    }
+    let count: i64 = cached(connection, "SELECT count(*) FROM messages INDEXED BY messages_by_session WHERE session = ?1")?
+        .query_row([key.0], |row| row.get(0))?;
+    Ok(count.unsigned_abs())
 }
 
 /// The identity in two columns of a session's row, of one whose messages go out by it.

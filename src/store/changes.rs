@@ -11,11 +11,12 @@ use std::time::Instant;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
+use super::agreement;
 use super::checksum::{self, RowFields};
 use super::error::StoreError;
 use super::forget::{ForgetError, Forgetting, forget_step};
 use super::group::in_transaction;
-use super::rows::{self, MESSAGE_COLUMNS, StoredMessage, cached};
+use super::rows::{MESSAGE_COLUMNS, StoredMessage, cached};
 use super::session_handle::SessionHandle;
 use super::sessions;
 use super::shared::Shared;
@@ -268,7 +269,8 @@ fn rejected_session(connection: &Connection, row: RowId) -> rusqlite::Result<Opt
     .query_row([row.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
     .optional()?;
     let known = |(key, mac, id, ended): (i64, String, String, bool)| {
-        rows::identity_of(&mac, &id).map(|identity| (SessionKey(key), identity, ended))
+        let key = SessionKey(key);
+        agreement::identity(connection, key, &mac, &id).map(|identity| (key, identity, ended))
     };
     found.map(known).transpose()
 }

@@ -68,9 +68,12 @@ impl Store {
     }
 }
 
-/// An error of SQLite's when it is not. Its quicker check does not compare tables with their indexes: a message that no
-/// index shows is found by nobody.
-fn whole(connection: &Connection) -> rusqlite::Result<()> {
+/// Reads all of a database.
+///
+/// # Errors
+/// One of SQLite's when it is damaged, and when it cannot be read.
+pub fn whole(connection: &Connection) -> rusqlite::Result<()> {
+    // Its quicker check does not compare tables with their indexes: a message that no index shows is found by nobody.
     let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-    if answer == "ok" { agreement::check(connection) } else { Err(damage(&answer)) }
+    if answer == "ok" { agreement::check_all(connection) } else { Err(damage(&answer)) }
 }

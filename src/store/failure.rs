@@ -189,9 +189,22 @@ impl Writer {
             Err(error) => {
                 self.shared.metrics.store_errors.increment();
                 tracing::debug!(cause = %error, "the store still cannot be opened");
+                let repairs = episode.repair.holds_the_files();
                 episode.postpone();
+                if repairs {
+                    self.tell_why_no_salvage(&error.to_string());
+                }
             }
         }
+    }
+
+    /// What stands in the way of a salvage is another thing than what began it, mostly a full disk.
+    fn tell_why_no_salvage(&self, cause: &str) {
+        let path = self.shared.files.database.display();
+        let mut health = self.shared.health();
+        let Some(failing) = health.failing.as_mut().filter(|failing| failing.what != cause) else { return };
+        cause.clone_into(&mut failing.what);
+        tracing::error!(%path, cause, "the damaged store cannot be salvaged; it is tried again: free or mend the disk");
     }
 
     /// Writes the shelf, then cursors and devices.

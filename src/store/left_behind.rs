@@ -19,9 +19,11 @@ const NOTE_BYTES: u64 = 4096;
 
 /// What one salvage left behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct LeftBehind {
     messages_damaged: u64,
     messages_without_session: u64,
+    held_damaged: u64,
     held_without_session: u64,
     sessions_lost: u64,
 }
@@ -31,6 +33,7 @@ impl LeftBehind {
         Self {
             messages_damaged: report.messages_damaged,
             messages_without_session: report.messages_without_session,
+            held_damaged: report.held_damaged,
             held_without_session: report.held_without_session,
             sessions_lost: report.sessions_lost,
         }
@@ -42,7 +45,8 @@ impl LeftBehind {
 
     /// Messages and transcripts.
     const fn messages(self) -> u64 {
-        self.messages_damaged.saturating_add(self.messages_without_session).saturating_add(self.held_without_session)
+        let messages = self.messages_damaged.saturating_add(self.messages_without_session);
+        messages.saturating_add(self.held_damaged).saturating_add(self.held_without_session)
     }
 
     /// Puts the note beside the database that was set aside; none where nothing was left.

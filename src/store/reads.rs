@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::agreement;
 use super::inbox::Found;
+use super::open::damage;
 use super::record::{HeldTranscriptRecord, MessageState, SessionSnapshot, TranscriptMessage};
 use super::rows::{self, MESSAGE_COLUMNS, StoredMessage, cached};
 use super::schema::flags;
@@ -104,6 +105,10 @@ pub(super) fn backlog(connection: &Connection, after: Option<SessionKey>, limit:
         let newest = rows::newest(connection, key)?;
         let pending = rows::count_after(connection, key, cursor.row)?;
         let oldest = rows::first_after(connection, key, cursor.row)?.unwrap_or_default();
+        if rows::first_after(connection, key, RowId(i64::MIN))? != rows::first_after(connection, key, RowId(0))? {
+            // Nobody asks for a row in front of all cursors.
+            return Err(damage("the index of messages shows a row that was never given out"));
+        }
         let waits_since = cached(connection, "SELECT recorded_ms FROM messages WHERE id = ?1")?
             .query_row([oldest.0], |row| row.get(0).map(UnixMillis))
             .optional()?
@@ -174,7 +179,7 @@ pub(super) fn snapshot(connection: &Connection, key: SessionKey) -> rusqlite::Re
         "SELECT mac, session_id, agent_id, client, started_ms, ended_ms, end_reason, producer_dropped FROM sessions WHERE id = ?1",
     )?
     .query_row([key.0], |row| {
-        let identity = rows::identity_of(&row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?;
+        let identity = agreement::identity(connection, key, &row.get::<_, String>(0)?, &row.get::<_, String>(1)?)?;
         let ended: Option<i64> = row.get(5)?;
         let (agent_id, client, end_reason) = (row.get(2)?, row.get(3)?, row.get(6)?);
         let (started, dropped): (i64, i64) = (row.get(4)?, row.get(7)?);

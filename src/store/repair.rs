@@ -206,6 +206,7 @@ pub(super) fn announce(metrics: &Metrics, files: &Files, aside: &Path, report: &
         sessions_sent_again = report.sessions_without_cursor,
         messages_damaged = report.messages_damaged,
         messages_without_session = report.messages_without_session,
+        held_damaged = report.held_damaged,
         held_without_session = report.held_without_session,
         sessions_lost = report.sessions_lost,
         "a damaged store was set aside; its readable messages were salvaged"

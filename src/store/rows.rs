@@ -95,12 +95,24 @@ pub(super) struct SessionRow {
     pub(super) ended: bool,
 }
 
+/// The session of an identity.
+///
+/// # Errors
+/// When its row, which the index shows, is another session's, among other things.
 pub(super) fn session_by_identity(connection: &Connection, identity: &SessionIdentity) -> rusqlite::Result<Option<SessionRow>> {
-    cached(connection, "SELECT id, agent_id, ended_ms IS NOT NULL FROM sessions WHERE mac = ?1 AND session_id = ?2")?
-        .query_row(params![identity.mac.to_string(), identity.session_id.as_str()], |row| {
-            Ok(SessionRow { key: SessionKey(row.get(0)?), agent_id: row.get(1)?, ended: row.get(2)? })
+    let mac = identity.mac.to_string();
+    let key: Option<i64> = cached(connection, "SELECT id FROM sessions WHERE mac = ?1 AND session_id = ?2")?
+        .query_row(params![mac, identity.session_id.as_str()], |row| row.get(0))
+        .optional()?;
+    let Some(key) = key else { return Ok(None) };
+    // SQLite would take the identity from the index here, too. What is said would go into another child's history.
+    let sql = "SELECT agent_id, ended_ms IS NOT NULL FROM sessions NOT INDEXED WHERE id = ?1 AND +mac = ?2 AND +session_id = ?3";
+    let found = cached(connection, sql)?
+        .query_row(params![key, mac, identity.session_id.as_str()], |row| {
+            Ok(SessionRow { key: SessionKey(key), agent_id: row.get(0)?, ended: row.get(1)? })
         })
-        .optional()
+        .optional()?;
+    found.map(Some).ok_or_else(|| damage("the row of a session is another one than its index says"))
 }
 
 /// The identity in two columns of a session's row.

@@ -12,6 +12,9 @@ use super::recent::{Recent, RecentBytes};
 use super::types::{Cursor, PendingMessage, RowId, SessionKey};
 use crate::protocol::SessionIdentity;
 
+/// No row stands there.
+const NEVER: i64 = -1;
+
 /// A session as the actor and the uploader share it. As long as somebody holds it (a queued write does, too), its
 /// cursor is newer than or equal to the one in the database; the store hands out the same one to everybody.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ pub struct SessionHandle {
     /// No row of the session in the database is younger.
     stored: AtomicI64,
     recent: Mutex<Recent>,
-    /// Rows up to here were deleted because a person asked for it; 0: none.
+    /// Rows up to here were deleted because a person asked for it, 0 where the store never had one; [`NEVER`]: nobody asked.
     forgotten: AtomicI64,
     /// How many advances of the cursor are not durable yet.
     unwritten: AtomicU32,
@@ -51,7 +54,7 @@ impl SessionHandle {
             left: AtomicU64::new(0),
             stored: AtomicI64::new(i64::MAX),
             recent: Mutex::default(),
-            forgotten: AtomicI64::new(0),
+            forgotten: AtomicI64::new(NEVER),
             unwritten: AtomicU32::new(0),
             written: Notify::new(),
         }
@@ -130,7 +133,7 @@ impl SessionHandle {
 
     /// Whether rows of the session were forgotten while somebody held it.
     pub(super) fn was_forgotten(&self) -> bool {
-        self.forgotten.load(Ordering::Acquire) > 0
+        self.forgotten.load(Ordering::Acquire) != NEVER
     }
 
     /// The rows up to this one were deleted, these sendable ones among them; answers how many of them were undelivered,

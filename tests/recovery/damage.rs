@@ -12,7 +12,7 @@ use super::{Dice, MAC, comes_up, from_environment};
 use crate::support::database::{page_bytes, root_page};
 use crate::support::eventually::SOON;
 use crate::support::oracle::{check_books, check_fresh};
-use crate::support::{Daemon, ManagerApi, Producer, Variant, disk, soon};
+use crate::support::{Daemon, ManagerApi, Producer, Variant, disk, history, soon};
 
 const FILES: [&str; 3] = ["history.db", "history.db-wal", "history.db-shm"];
 const SESSIONS: usize = 3;
@@ -386,7 +386,7 @@ fn after_one_flipped_bit_every_message_arrives_or_is_told_of() {
     // The index that messages are sent by: on the last bytes of its page the entries that came first, of the session 1 and the
     // rows 1 and 2.
     let index = root_page(&lab.sound[0], "messages_by_session") * page_bytes;
-    places.extend([(index - 3, 1), (index - 7, 1), (index - 6, 1)]);
+    places.extend([(index - 2, 1), (index - 3, 1), (index - 7, 1), (index - 6, 1)]);
     let mut dice = Dice::new();
     for _ in 0..from_environment("CHAT_HISTORYD_TEST_DAMAGES", 10) {
         let at = dice.below(lab.sound[0].len() as u64) as usize;
@@ -454,4 +454,68 @@ fn after_a_flipped_bit_in_a_cursor_nothing_counts_as_delivered_that_was_not() {
             assert!(came.ends_with(&(EACH..2 * EACH).collect::<Vec<_>>()), "{bit}: session {session}: {came:?}");
         }
     }
+}
+
+/// The index alone was asked which session it is, and what a child said went into the history of another one.
+#[test]
+fn what_is_said_in_a_session_whose_index_shows_another_one_stays_its_own() {
+    let mut lab =
+        Lab { api: ManagerApi::start(Variant::Upstream), sound: files_in_the_database("a"), foreign: vec![Vec::new(); 3] };
+    lab.api.register(MAC);
+    // An entry of the index of identities ends with the session's key.
+    let entry = [MAC.as_bytes(), b"a1", &[2]].concat();
+    let at = lab.sound[0].windows(entry.len()).position(|bytes| bytes == entry).expect("the entry of a1") + entry.len() - 1;
+    lab.sound[0][at] ^= 1;
+    // Without a server no backlog is looked through, which would find it before.
+    let mut daemon = Daemon::builder().set("backup.enabled", "false").prepare();
+    fs::create_dir(daemon.store()).expect("the store's directory");
+    for (name, bytes) in FILES.iter().zip(&lab.sound) {
+        fs::write(daemon.store().join(name), bytes).expect("a file of the store");
+    }
+    daemon.start();
+    let mut producer = Producer::connected(&daemon, MAC, "a1");
+    producer.say(1, "a1 message 30 ");
+    producer.wait_until_acked();
+    assert_eq!(daemon.metric("stores_salvaged"), 1);
+    let shown = |session: &str| history::text(&daemon, &["history", "show", session]);
+    assert!(!shown("a2").contains("a1 message"), "{}", shown("a2"));
+    let own = shown("a1");
+    assert!(own.contains("a1 message 29") && own.contains("a1 message 30"), "{own}");
+}
+
+/// Nothing else of such a session is looked at before: it has no backlog.
+#[test]
+fn a_rejected_message_goes_to_no_other_device_when_it_is_tried_again() {
+    let api = ManagerApi::start(Variant::Upstream);
+    let mut daemon = Daemon::builder()
+        .api(&api)
+        .set("backup.enabled", "false")
+        .set("upload.unknown_device_retry", "'1s'")
+        .set("upload.unknown_device_hold", "'1s'")
+        .start();
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    producer.say(1, "private");
+    producer.wait_until_acked();
+    producer.agent().end();
+    soon("it is given up", || daemon.labelled("rejected", "device_not_registered") == 1);
+    daemon.restart();
+    daemon.kill9();
+    let path = daemon.store().join(FILES[0]);
+    let mut database = fs::read(&path).expect("the database");
+    // In the row of the session its start stands behind the identity, whose first byte is 1; in the index nothing of a session 1.
+    let row = [MAC.as_bytes(), b"s", &[1]].concat();
+    let at = database.windows(row.len()).position(|bytes| bytes == row).expect("the row");
+    database[at + MAC.len() - 1] ^= 1;
+    let another = String::from_utf8(database[at..at + MAC.len()].to_vec()).expect("an address");
+    fs::write(&path, database).expect("the database");
+    api.register(&another);
+    daemon.start();
+    let output = history::run(&daemon, &["rejected", "retry", "1"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(73) && said.contains("history check"), "{said}");
+    // Nothing proves one of its two devices.
+    assert_eq!(history::run(&daemon, &["history", "check"]).status.code(), Some(70));
+    assert_eq!((daemon.metric("stores_salvaged"), daemon.metric("messages_left_behind")), (1, 1));
+    check_fresh(&daemon, &api);
+    assert!(api.all_rows().iter().all(|row| row.mac != another), "{another}: {:?}", api.all_rows());
 }

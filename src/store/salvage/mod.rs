@@ -67,6 +67,8 @@ pub struct SalvageReport {
     pub messages_without_session: u64,
     /// Held transcripts now in the target.
     pub held: u64,
+    /// Held transcripts recognised whose checksum fails.
+    pub held_damaged: u64,
     /// Sound held transcripts of sessions whose identity is lost.
     pub held_without_session: u64,
     /// Sessions now in the target.

@@ -58,6 +58,10 @@ pub(super) enum Row<'a> {
     DamagedMessage {
         id: i64,
     },
+    /// A held transcript whose checksum fails.
+    DamagedHeld {
+        id: i64,
+    },
     Held {
         id: i64,
         session: i64,
@@ -148,9 +152,10 @@ impl<'a> Row<'a> {
                 &[_, Integer(session), Blob(uuid), Text(held), Integer(time_ms), Integer(recorded_ms), item, Integer(crc)],
             ) => {
                 let item_id = text(item);
-                let crc = verified(crc, of_held(session, uuid, held, time_ms, recorded_ms, item_id))?;
-                let row = Self::Held { id: rowid, session, uuid, text: held, time_ms, recorded_ms, item_id, crc };
-                (uuid.len() == 16).then_some(row)
+                let verified =
+                    verified(crc, of_held(session, uuid, held, time_ms, recorded_ms, item_id)).filter(|_| uuid.len() == 16);
+                let of = |crc| Self::Held { id: rowid, session, uuid, text: held, time_ms, recorded_ms, item_id, crc };
+                Some(verified.map_or(Self::DamagedHeld { id: rowid }, of))
             }
             (
                 Kind::Sessions,

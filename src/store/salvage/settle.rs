@@ -81,7 +81,7 @@ INSERT INTO rejected
 
 const DROP_STAGING: &str = "
 DROP TABLE IF EXISTS salvage_choice;
-DROP TABLE salvage_messages; DROP TABLE salvage_damaged; DROP TABLE salvage_held; DROP TABLE salvage_sessions;
+DROP TABLE salvage_messages; DROP TABLE salvage_damaged; DROP TABLE salvage_damaged_held; DROP TABLE salvage_held; DROP TABLE salvage_sessions;
 DROP TABLE salvage_identities; DROP TABLE salvage_cursors; DROP TABLE salvage_rejected; DROP TABLE salvage_next_row;
 ";
 
@@ -107,6 +107,7 @@ pub(super) fn settle(connection: &Connection, report: &mut SalvageReport) -> rus
     report.messages = count("SELECT count(*) FROM messages")?;
     report.held_without_session = count("SELECT count(*) FROM salvage_held WHERE session NOT IN (SELECT id FROM sessions)")?;
     report.held = connection.execute(HELD, [])? as u64;
+    report.held_damaged = count("SELECT count(*) FROM salvage_damaged_held WHERE id NOT IN (SELECT id FROM salvage_held)")?;
 
     connection.execute(REJECTED, [])?;
     settle_cursors(connection, report)?;

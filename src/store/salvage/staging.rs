@@ -13,6 +13,7 @@ CREATE TABLE salvage_messages (
   id INTEGER PRIMARY KEY, session, uuid UNIQUE, chat_type, flags, time_ms, recorded_ms, content, event_id, extra, audio, crc
 );
 CREATE TABLE salvage_damaged (id INTEGER PRIMARY KEY);
+CREATE TABLE salvage_damaged_held (id INTEGER PRIMARY KEY);
 CREATE TABLE salvage_held (uuid PRIMARY KEY, id, session, text, time_ms, recorded_ms, item_id, crc);
 CREATE TABLE salvage_sessions (
   id, mac, session_id, agent_id, client, started_ms, ended_ms, end_reason, producer_dropped, proof,
@@ -41,6 +42,7 @@ pub(super) struct Staging<'c> {
     message: Statement<'c>,
     doubtful: Statement<'c>,
     damaged: Statement<'c>,
+    damaged_held: Statement<'c>,
     held: Statement<'c>,
     session: Statement<'c>,
     unknown_session: Statement<'c>,
@@ -67,6 +69,7 @@ impl<'c> Staging<'c> {
             message: prepare(&format!("INSERT OR IGNORE INTO messages {COLUMNS}"))?,
             doubtful: prepare(&format!("INSERT OR IGNORE INTO salvage_messages {COLUMNS}"))?,
             damaged: prepare("INSERT OR IGNORE INTO salvage_damaged VALUES (?1)")?,
+            damaged_held: prepare("INSERT OR IGNORE INTO salvage_damaged_held VALUES (?1)")?,
             held: prepare("INSERT OR IGNORE INTO salvage_held VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?,
             session: prepare(&format!("INSERT OR REPLACE INTO salvage_sessions {SESSION}"))?,
             unknown_session: prepare(&format!("INSERT OR IGNORE INTO salvage_sessions {SESSION}"))?,
@@ -104,6 +107,9 @@ impl<'c> Staging<'c> {
             }
             Row::DamagedMessage { id } => {
                 self.damaged.execute([id])?;
+            }
+            Row::DamagedHeld { id } => {
+                self.damaged_held.execute([id])?;
             }
             Row::Held { id, session, uuid, text, time_ms, recorded_ms, item_id, crc } => {
                 self.held.execute(params![uuid, id, session, text, time_ms, recorded_ms, item_id, crc])?;
