@@ -3,12 +3,12 @@
 //! Identities stand twice in a database, in `sessions` and in its unique index, on different pages: one copy is enough,
 //! two that disagree need the MAC inside the session id to decide, and what stays open is left out, because words must
 //! not reach another child's history. Pages that are no longer true may show sessions that left: they give way. A cursor is believed only if the row it names is there and the report time it
-//! carries is the one that row would have been sent with: a wrong cursor would lose messages, a missing one repeats some.
+//! carries is the one that row would have been sent with: a wrong cursor would lose messages, a missing one repeats some. A
+//! delivered row may have left by its age: then the cursor is believed if nothing it passes would have to be sent.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::SalvageReport;
-use crate::store::schema::flags;
 
 /// Row ids left unused behind the highest one found: rows that could not be read had ids, too, and no id is used twice.
 pub(super) const ROW_GAP: i64 = 1 << 20;
@@ -124,6 +124,9 @@ pub(super) fn settle(connection: &Connection, report: &mut SalvageReport) -> rus
     connection.execute_batch(DROP_STAGING)
 }
 
+/// Of messages `m`: those that are sent, or were. (4: `flags::KEEP_ONLY`.)
+const SENDABLE: &str = "(m.flags & 4) = 0 AND NOT EXISTS (SELECT 1 FROM rejected r WHERE r.row = m.id)";
+
 /// A cursor as it was found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Found {
@@ -158,8 +161,13 @@ fn settle_cursors(connection: &Connection, report: &mut SalvageReport) -> rusqli
         if cursor.session == settled {
             continue;
         }
-        if evidence(connection, cursor)?.is_some_and(|evidence| is_believable(cursor, evidence)) {
-            keep.execute([cursor.session, cursor.row, cursor.last_report_ms])?;
+        let last_report_ms = match evidence(connection, cursor)? {
+            Some(evidence) => is_believable(cursor, evidence).then_some(cursor.last_report_ms),
+            None if cursor.row < report.next_row - ROW_GAP => report_time_if_nothing_is_passed(connection, cursor)?,
+            None => None,
+        };
+        if let Some(last_report_ms) = last_report_ms {
+            keep.execute([cursor.session, cursor.row, last_report_ms])?;
             report.cursors += 1;
             settled = cursor.session;
             doubted = None;
@@ -171,13 +179,27 @@ fn settle_cursors(connection: &Connection, report: &mut SalvageReport) -> rusqli
     Ok(())
 }
 
+/// Of a cursor whose row is not there: its report time, no later than the next message's, if everything before it that is
+/// there was rejected or only kept.
+fn report_time_if_nothing_is_passed(connection: &Connection, cursor: Found) -> rusqlite::Result<Option<i64>> {
+    let passed = format!(
+        "SELECT NOT EXISTS (SELECT 1 FROM sessions WHERE id = ?1)
+         OR EXISTS (SELECT 1 FROM messages m WHERE m.session = ?1 AND m.id <= ?2 AND {SENDABLE})"
+    );
+    if cursor.offset != 0 || connection.query_row(&passed, [cursor.session, cursor.row], |row| row.get(0))? {
+        return Ok(None);
+    }
+    let next = "SELECT min(time_ms) FROM messages WHERE session = ?1 AND id > ?2";
+    let next: Option<i64> = connection.query_row(next, [cursor.session, cursor.row], |row| row.get(0))?;
+    Ok(Some(cursor.last_report_ms.min(next.unwrap_or(0))))
+}
+
 fn has_messages(connection: &Connection, session: Option<i64>) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM messages WHERE session = ?1)", [session], |row| row.get(0))
 }
 
 /// `None` when the row the cursor names, or the one it is in the middle of, is not there.
 fn evidence(connection: &Connection, cursor: Found) -> rusqlite::Result<Option<Evidence>> {
-    let sendable = format!("(m.flags & {}) = 0 AND NOT EXISTS (SELECT 1 FROM rejected r WHERE r.row = m.id)", flags::KEEP_ONLY);
     let named = "SELECT EXISTS (SELECT 1 FROM messages WHERE id = ?2 AND session = ?1)";
     if !connection.query_row(named, [cursor.session, cursor.row], |row| row.get::<_, bool>(0))? {
         return Ok(None);
@@ -185,13 +207,13 @@ fn evidence(connection: &Connection, cursor: Found) -> rusqlite::Result<Option<E
     let last = if cursor.offset == 0 {
         cursor.row
     } else {
-        let next = format!("SELECT m.id FROM messages m WHERE m.session = ?1 AND m.id > ?2 AND {sendable} ORDER BY m.id LIMIT 1");
+        let next = format!("SELECT m.id FROM messages m WHERE m.session = ?1 AND m.id > ?2 AND {SENDABLE} ORDER BY m.id LIMIT 1");
         match connection.query_row(&next, [cursor.session, cursor.row], |row| row.get(0)).optional()? {
             Some(next) => next,
             None => return Ok(None),
         }
     };
-    let reported = format!("SELECT max(m.time_ms), count(*) FROM messages m WHERE m.session = ?1 AND m.id <= ?2 AND {sendable}");
+    let reported = format!("SELECT max(m.time_ms), count(*) FROM messages m WHERE m.session = ?1 AND m.id <= ?2 AND {SENDABLE}");
     let read = |row: &rusqlite::Row<'_>| Ok(Evidence { newest_ms: row.get(0)?, reported: row.get(1)? });
     connection.query_row(&reported, params![cursor.session, last], read).map(Some)
 }

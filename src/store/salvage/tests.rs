@@ -227,6 +227,31 @@ fn a_session_that_left_does_not_take_the_place_of_the_one_that_lives_under_its_i
     }
 }
 
+/// Else what a person had not decided on yet is sent again, and leaves the list.
+#[test]
+fn a_cursor_whose_row_left_by_its_age_is_believed_where_it_passes_nothing_but_rejected_messages() {
+    let directory = tempfile::tempdir().unwrap();
+    for (rejected, believed) in [(true, true), (false, false)] {
+        let path = directory.path().join(format!("{rejected}.db"));
+        let connection = open(&path);
+        insert_session(&connection, 1);
+        // All of the first session.
+        for id in [SESSIONS, 2 * SESSIONS, 3 * SESSIONS] {
+            insert_message(&connection, id);
+        }
+        if rejected {
+            connection.execute("INSERT INTO rejected VALUES (?1, 1, 'invalid', NULL, ?2)", [SESSIONS, START_MS]).unwrap();
+        }
+        let passed = 2 * SESSIONS;
+        connection.execute("INSERT INTO cursors VALUES (1, ?1, 0, ?2)", [passed, START_MS + passed * 1_700]).unwrap();
+        connection.execute("DELETE FROM messages WHERE id = ?1", [passed]).unwrap();
+        connection.close().unwrap();
+        let (report, target) = salvaged(Some(&std::fs::read(&path).unwrap()), None);
+        assert_eq!((report.cursors, report.cursors_lost), (u64::from(believed), u64::from(!believed)));
+        assert_eq!(count(&target, "SELECT count(*) FROM rejected"), i64::from(believed));
+    }
+}
+
 #[test]
 fn a_session_that_was_taken_up_again_behind_the_damage_has_not_ended() {
     let directory = tempfile::tempdir().unwrap();
