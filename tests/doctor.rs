@@ -218,8 +218,9 @@ fn a_database_that_is_damaged_foreign_or_too_new_is_broken() {
     let index = root_page(&sound, "messages_by_session") * page_bytes(&sound);
     behind[index - 2] ^= 1;
     with(&behind).has("database", "broken", "is damaged");
+    let _ = std::fs::remove_file(daemon.store().join("history.db-shm"));
     std::fs::write(daemon.store().join("history.db-wal"), "what a kill left").unwrap();
-    with(&behind).has("database", "sound", "is whole");
+    with(&behind).has("database", "sound", "is whole, page by page");
     std::fs::remove_file(daemon.store().join("history.db-wal")).unwrap();
     let mut newer = sound.clone();
     newer[60..64].copy_from_slice(&99_u32.to_be_bytes());

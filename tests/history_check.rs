@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::database::{page_bytes, root_page};
 use crate::support::eventually::SOON;
 use crate::support::history::{MAC, run, text};
-use crate::support::{Agent, Daemon, Producer, oracle};
+use crate::support::{Agent, Daemon, Producer, oracle, soon};
 
 const MESSAGES: usize = 300;
 
@@ -117,4 +117,58 @@ fn a_held_transcript_whose_checksum_fails_is_found_and_what_a_salvage_leaves_of_
     assert!(text(&daemon, &["history", "list"]).contains("1 pending"));
     daemon.start();
     assert_eq!(daemon.metric("messages_left_behind"), 1);
+}
+
+/// By itself the daemon leaves alone for a while what a salvage has just not cured, lest it salvages for ever.
+#[test]
+fn damage_of_the_same_kind_is_salvaged_again_at_once_when_a_person_asks() {
+    let daemon = Daemon::builder().set("backup.enabled", "false").start();
+    for session in ["first", "second", "third"] {
+        let mut producer = Producer::connected(&daemon, MAC, session);
+        producer.say(1, "Hello");
+        producer.wait_until_acked();
+        producer.agent().end();
+        producer.agent().flush("durable");
+    }
+    let damage = |session: &str| {
+        let connection = rusqlite::Connection::open(daemon.store().join("history.db")).unwrap();
+        let sql = "UPDATE sessions SET mac = 'nobody' WHERE session_id = ?1";
+        assert_eq!(connection.execute(sql, [session]).unwrap(), 1);
+    };
+    damage("first");
+    assert_eq!(run(&daemon, &["history", "check"]).status.code(), Some(70));
+    assert_eq!(daemon.metric("stores_salvaged"), 1);
+    damage("second");
+    assert_eq!(run(&daemon, &["history", "check"]).status.code(), Some(70));
+    assert_eq!(daemon.metric("stores_salvaged"), 2);
+    assert!(text(&daemon, &["history", "list"]).contains("third"));
+}
+
+#[test]
+fn damage_that_is_met_again_right_after_a_salvage_is_left_alone_for_a_while() {
+    let daemon = Daemon::builder().start();
+    let mut agents: Vec<(Agent, &str)> = Vec::new();
+    for session in ["first", "second"] {
+        let mut agent = Agent::connect(&daemon);
+        agent.bind(MAC, session);
+        agent.say(1, "Hello");
+        agent.flush("durable");
+        agents.push((agent, session));
+    }
+    for (agent, session) in &mut agents {
+        let connection = rusqlite::Connection::open(daemon.store().join("history.db")).unwrap();
+        let sql = "UPDATE sessions SET mac = 'nobody' WHERE session_id = ?1";
+        assert_eq!(connection.execute(sql, [*session]).unwrap(), 1);
+        connection.close().unwrap();
+        // Its backup reads the row.
+        agent.end();
+        soon("the damage is met", || match *session {
+            "first" => daemon.metric("stores_salvaged") == 1,
+            _ => daemon.log().contains("the store stays as it is for now"),
+        });
+    }
+    assert_eq!(daemon.metric("stores_salvaged"), 1);
+    let mut producer = Producer::connected(&daemon, MAC, "third");
+    producer.say(1, "still there?");
+    producer.wait_until_acked();
 }

@@ -1,9 +1,10 @@
 //! What stands in two places of the database says the same in both. SQLite compares nothing when it reads, and one wrong bit
 //! in a cursor, in the row of a session or in an index would hide messages from delivery, or send them to another device,
-//! without a word. What does not agree is damage, and a salvage decides what is to be believed.
+//! without a word. What does not agree is damage, and a salvage decides what is to be believed. Of a cursor no salvage knows
+//! more: it is dropped at the start, and its session sent again.
 //!
-//! Before a backlog is sent one entry of an index is looked at for each session and for each cursor, never all messages;
-//! everything is on request.
+//! At a start and before a backlog is sent one entry of an index is looked at for each cursor and each session, never all
+//! messages; everything is on request.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -22,13 +23,12 @@ WITH RECURSIVE speaking(key) AS (
 SELECT key FROM speaking WHERE key IS NOT NULL AND key NOT IN (SELECT id FROM sessions)
 ";
 
-/// A cursor names a row of its own session, or one that was there once; ids are given out once and in order.
-const CURSORS: &str = "
-SELECT EXISTS (
-  SELECT 1 FROM cursors c
-  WHERE c.row > max(coalesce((SELECT max(id) FROM messages), 0), coalesce((SELECT value FROM counters WHERE name = 'next_row'), 0))
-  OR (NOT EXISTS (SELECT 1 FROM messages m INDEXED BY messages_by_session WHERE m.session = c.session AND m.id = c.row)
-      AND EXISTS (SELECT 1 FROM messages m NOT INDEXED WHERE m.id = c.row)))
+/// A cursor names a row of its own session, or one that was there once; ids are given out once and in order. These do not.
+const WRONG_CURSORS: &str = "
+SELECT c.session FROM cursors c
+WHERE c.row > max(coalesce((SELECT max(id) FROM messages), 0), coalesce((SELECT value FROM counters WHERE name = 'next_row'), 0))
+OR (NOT EXISTS (SELECT 1 FROM messages m INDEXED BY messages_by_session WHERE m.session = c.session AND m.id = c.row)
+    AND EXISTS (SELECT 1 FROM messages m NOT INDEXED WHERE m.id = c.row))
 ";
 
 /// What must be known before anything of a backlog is sent.
@@ -36,6 +36,8 @@ SELECT EXISTS (
 /// # Errors
 /// When something does not agree.
 pub(super) fn check(connection: &Connection) -> rusqlite::Result<()> {
+    // In one state of it.
+    let _state = connection.unchecked_transaction()?;
     let strays: Vec<i64> = connection.prepare(STRAYS)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     let mut without_session = 0;
     for key in strays {
@@ -48,18 +50,31 @@ pub(super) fn check(connection: &Connection) -> rusqlite::Result<()> {
             "messages belong to no session: they are not delivered (chat-historyd doctor)"
         );
     }
-    if connection.query_row(CURSORS, [], |row| row.get(0))? {
-        return Err(damage("a cursor names no message of its session"));
-    }
     Ok(())
 }
 
-/// The same, and of every session its identity and what it holds back.
+/// Drops the cursors that cannot be: what they pass may never have been sent. Answers how many.
+pub(super) fn drop_wrong_cursors(connection: &Connection) -> rusqlite::Result<u64> {
+    let wrong = wrong_cursors(connection)?;
+    for session in &wrong {
+        connection.execute("DELETE FROM cursors WHERE session = ?1", [session])?;
+    }
+    Ok(wrong.len() as u64)
+}
+
+fn wrong_cursors(connection: &Connection) -> rusqlite::Result<Vec<i64>> {
+    connection.prepare(WRONG_CURSORS)?.query_map([], |row| row.get(0))?.collect()
+}
+
+/// The same, and all cursors, and of every session its identity and what it holds back.
 ///
 /// # Errors
 /// When something does not agree, or a checksum fails.
 pub(super) fn check_all(connection: &Connection) -> rusqlite::Result<()> {
     check(connection)?;
+    if !wrong_cursors(connection)?.is_empty() {
+        return Err(damage("a cursor names no message of its session"));
+    }
     let mut sessions = connection.prepare("SELECT id, mac, session_id FROM sessions NOT INDEXED")?;
     let mut sessions = sessions.query([])?;
     while let Some(row) = sessions.next()? {

@@ -154,7 +154,7 @@ impl Archive {
         read(&self.connection).map_err(|error| failed(&self.path, error))
     }
 
-    /// A page of the sessions that match, at most `limit`; empty at the end. Rows without a valid identity are left out.
+    /// A page of the sessions that match, at most `limit`; empty at the end.
     ///
     /// # Errors
     /// When the archive cannot be read.
@@ -167,7 +167,7 @@ impl Archive {
         Ok(entries)
     }
 
-    /// One session; `None` when it is gone, or when its identity is none.
+    /// One session; `None` when it is gone.
     ///
     /// # Errors
     /// When the archive cannot be read.

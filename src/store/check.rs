@@ -41,9 +41,10 @@ impl Store {
     pub async fn check(&self, since_opened: bool) -> Result<Checked, StoreError> {
         let metrics = self.metrics();
         let before = if since_opened { (0, 0) } else { (metrics.stores_salvaged.get(), metrics.messages_salvaged.get()) };
+        let generation = self.shared().readers.generation();
         match self.read(whole).await {
-            // The reader has reported it to the writer.
             Err(StoreError::Database { source, .. }) if Fault::of(&source) == Fault::Damage => {
+                self.shared().inbox.report_sought_damage(generation, source.to_string());
                 let done = tokio::time::timeout(PATIENCE, self.repaired()).await;
                 done.map_err(|_| StoreError::Unavailable)?;
                 if metrics.stores_salvaged.get() == before.0 {
@@ -68,11 +69,19 @@ impl Store {
     }
 }
 
-/// Reads all of a database.
+/// What is wrong with a database, all of which is read; `None` when nothing is.
 ///
 /// # Errors
-/// One of SQLite's when it is damaged, and when it cannot be read.
-pub fn whole(connection: &Connection) -> rusqlite::Result<()> {
+/// When it cannot be read.
+pub fn damage_of(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    match whole(connection) {
+        Err(error) if Fault::of(&error) == Fault::Damage => Ok(Some(error.to_string())),
+        read => read.map(|()| None),
+    }
+}
+
+/// An error as SQLite's own when it is damaged.
+fn whole(connection: &Connection) -> rusqlite::Result<()> {
     // Its quicker check does not compare tables with their indexes: a message that no index shows is found by nobody.
     let answer: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
     if answer == "ok" { agreement::check_all(connection) } else { Err(damage(&answer)) }

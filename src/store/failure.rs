@@ -25,11 +25,13 @@ use super::sessions;
 use super::shared::Shared;
 use super::shelf::{Shelved, ShelvedWrite, row_after};
 use super::types::{NoRoom, Settled};
-use super::writer::{Mode, NextIds, Writer, wall_clock};
+use super::writer::{MetBefore, Mode, NextIds, Writer, wall_clock};
 use crate::observe::{self, Mention, Throttle};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long damage that a salvage did not cure is left alone; twice as long each time.
+const FIRST_REST: Duration = Duration::from_secs(60);
 /// Items and bytes of the shelf in one transaction.
 const REPLAY_ITEMS: usize = 512;
 const REPLAY_BYTES: usize = 1 << 20;
@@ -53,6 +55,8 @@ pub(super) struct Episode {
     overflow: observe::Episode,
     /// The shelf drops delivered messages, which the archive then never has.
     unarchived: Throttle,
+    /// It was said what stands in the way of the repair.
+    told_of_repair: bool,
 }
 
 impl Episode {
@@ -105,8 +109,9 @@ impl Writer {
             written: 0,
             overflow: observe::Episode::new(),
             unarchived: Throttle::new(),
+            told_of_repair: false,
         };
-        let before = std::mem::replace(&mut self.mode, Mode::Failing(episode));
+        let before = std::mem::replace(&mut self.mode, Mode::Failing(Box::new(episode)));
         if let (Mode::Running(connection), Mode::Failing(episode)) = (before, &mut self.mode)
             && keep_connection
         {
@@ -131,10 +136,19 @@ impl Writer {
     }
 
     /// A reader met damage.
-    pub(super) fn damage_reported(&mut self, generation: u64, cause: &str) {
+    pub(super) fn damage_reported(&mut self, generation: u64, cause: &str, was_sought: bool) {
         if generation != self.shared.readers.generation() {
             return;
         }
+        // A salvage that did not help will not help at once either, and each keeps a copy of the store.
+        let now = Instant::now();
+        let rests = self.met_before.as_ref().is_some_and(|before| before.cause == cause && now < before.rest_until);
+        if rests && !was_sought {
+            tracing::warn!(cause, "damage that a salvage has just dealt with is met again: the store stays as it is for now");
+            return;
+        }
+        let rest = self.met_before.take().map_or(FIRST_REST, |before| before.rest * 2);
+        self.met_before = Some(MetBefore { cause: cause.to_owned(), rest, rest_until: now + rest });
         match &mut self.mode {
             Mode::Running(_) => self.begin("read", cause, true, false),
             Mode::Failing(episode) if matches!(episode.repair, Repair::None) => episode.repair = Repair::Needed,
@@ -189,9 +203,9 @@ impl Writer {
             Err(error) => {
                 self.shared.metrics.store_errors.increment();
                 tracing::debug!(cause = %error, "the store still cannot be opened");
-                let repairs = episode.repair.holds_the_files();
+                let is_news = episode.repair.holds_the_files() && !std::mem::replace(&mut episode.told_of_repair, true);
                 episode.postpone();
-                if repairs {
+                if is_news {
                     self.tell_why_no_salvage(&error.to_string());
                 }
             }
@@ -202,8 +216,9 @@ impl Writer {
     fn tell_why_no_salvage(&self, cause: &str) {
         let path = self.shared.files.database.display();
         let mut health = self.shared.health();
-        let Some(failing) = health.failing.as_mut().filter(|failing| failing.what != cause) else { return };
+        let Some(failing) = health.failing.as_mut() else { return };
         cause.clone_into(&mut failing.what);
+        drop(health);
         tracing::error!(%path, cause, "the damaged store cannot be salvaged; it is tried again: free or mend the disk");
     }
 

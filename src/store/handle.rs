@@ -69,7 +69,7 @@ impl Drop for Owner {
 }
 
 impl Store {
-    fn shared(&self) -> &Shared {
+    pub(super) fn shared(&self) -> &Shared {
         &self.owner.shared
     }
 

@@ -124,6 +124,8 @@ pub(super) struct Taken {
     pub(super) heartbeats: Vec<oneshot::Sender<()>>,
     /// A reader met damage in the database of this generation.
     pub(super) damage: Option<(u64, String)>,
+    /// A person looked for it.
+    pub(super) damage_was_sought: bool,
     /// The daemon stops, and no job is left after these.
     pub(super) last: bool,
 }
@@ -296,6 +298,12 @@ impl Inbox {
         let mut state = self.state();
         state.coalesced.damage = Some((generation, cause));
         self.wake(state);
+    }
+
+    /// The same of damage that a person looked for: it is salvaged whatever was salvaged before.
+    pub(super) fn report_sought_damage(&self, generation: u64, cause: String) {
+        self.state().coalesced.damage_was_sought = true;
+        self.report_damage(generation, cause);
     }
 
     /// Makes the writer go round its loop.

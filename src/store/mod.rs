@@ -59,7 +59,7 @@ pub use archive::{Archive, ArchiveError};
 pub use arrivals::Arrivals;
 pub use backups_due::Backed;
 pub use changes::Retried;
-pub use check::{Checked, whole};
+pub use check::{Checked, damage_of};
 pub use error::{BindError, Foreign, StoreError};
 pub(crate) use files::SUFFIXES;
 pub use forget::{ForgetError, ForgetWish, Forgotten};

@@ -127,8 +127,9 @@ impl SessionHandle {
     /// Whether this row was forgotten: it must not be sent any more.
     #[must_use]
     pub fn has_forgotten(&self, row: RowId) -> bool {
+        let forgotten = self.forgotten.load(Ordering::Acquire);
         // The cursor of a session whose first message is under way stands at 0, and that was not forgotten.
-        self.was_forgotten() && row.0 <= self.forgotten.load(Ordering::Acquire)
+        forgotten > 0 && row.0 <= forgotten
     }
 
     /// Whether rows of the session were forgotten while somebody held it.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
+use super::agreement;
 use super::error::StoreError;
 use super::files::Files;
 use super::left_behind::left_behind;
@@ -36,7 +37,7 @@ pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(
             String::from("its log is damaged in front of finished transactions")
         } else {
             match open::open(&files, settings.durability)? {
-                Opening::Ready(connection) => match Known::read(&connection) {
+                Opening::Ready(connection) => match cursors(&connection, &metrics).and_then(|()| Known::read(&connection)) {
                     Ok(Some(known)) => break (connection, known),
                     Ok(None) => String::from("its row ids are implausible"),
                     Err(error) if Fault::of(&error) == Fault::Damage => error.to_string(),
@@ -64,6 +65,23 @@ pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(
     let shared = Shared::new(files, settings, metrics, lock);
     shared.readers.warm_up()?;
     Ok((shared, connection, known.next))
+}
+
+/// A cursor that cannot be is dropped before anything is counted by it. Where the disk does not take that, it stays.
+fn cursors(connection: &Connection, metrics: &Metrics) -> rusqlite::Result<()> {
+    match agreement::drop_wrong_cursors(connection) {
+        Ok(0) => {}
+        Ok(wrong) => {
+            metrics.cursors_lost.add(wrong);
+            tracing::error!(
+                sessions = wrong,
+                "cursors are damaged: what was sent of these sessions is not known, they are sent again"
+            );
+        }
+        Err(error) if Fault::of(&error) == Fault::Damage => return Err(error),
+        Err(error) => tracing::error!(%error, "damaged cursors cannot be dropped: their sessions may miss messages"),
+    }
+    Ok(())
 }
 
 /// Before SQLite looks: it takes a log for ended where a frame of it is damaged, and writes over what stands behind. Without

@@ -6,7 +6,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
@@ -32,12 +32,22 @@ pub(super) struct Writer {
     pub(super) changes: VecDeque<Change>,
     /// The files that are open.
     pub(super) standing: Standing,
+    /// What readers met last.
+    pub(super) met_before: Option<MetBefore>,
+}
+
+/// Damage that a reader met.
+pub(super) struct MetBefore {
+    pub(super) cause: String,
+    /// How long the same is not salvaged again.
+    pub(super) rest: Duration,
+    pub(super) rest_until: Instant,
 }
 
 /// Whether the database can be written.
 pub(super) enum Mode {
     Running(Connection),
-    Failing(Episode),
+    Failing(Box<Episode>),
 }
 
 /// Cursors and devices that are to be written with the next transaction that works.
@@ -108,7 +118,7 @@ impl Writer {
         let house = Housekeeping::new(Instant::now(), wall_clock(), next);
         let standing = shared.files.standing();
         let (mode, coalesced, changes) = (Mode::Running(connection), Coalesced::default(), VecDeque::new());
-        Self { shared, mode, next, coalesced, house, changes, standing }
+        Self { shared, mode, next, coalesced, house, changes, standing, met_before: None }
     }
 
     /// Runs until the inbox is closed and empty.
@@ -116,7 +126,7 @@ impl Writer {
         loop {
             let mut taken = self.shared.inbox.take(self.deadline());
             if let Some((generation, cause)) = taken.damage.take() {
-                self.damage_reported(generation, &cause);
+                self.damage_reported(generation, &cause, taken.damage_was_sought);
             }
             self.look_for_strays();
             let heartbeats = std::mem::take(&mut taken.heartbeats);

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::{Dice, MAC, comes_up, from_environment};
 use crate::support::database::{page_bytes, root_page};
-use crate::support::eventually::SOON;
+use crate::support::eventually::{SOON, always};
 use crate::support::oracle::{check_books, check_fresh};
 use crate::support::{Daemon, ManagerApi, Producer, Variant, disk, history, soon};
 
@@ -518,4 +519,48 @@ fn a_rejected_message_goes_to_no_other_device_when_it_is_tried_again() {
     assert_eq!((daemon.metric("stores_salvaged"), daemon.metric("messages_left_behind")), (1, 1));
     check_fresh(&daemon, &api);
     assert!(api.all_rows().iter().all(|row| row.mac != another), "{another}: {:?}", api.all_rows());
+}
+
+/// Each salvage wrote the cursor again that had led to it: tens of copies of the store within seconds, and nothing was sent.
+#[test]
+fn a_wrong_cursor_leads_to_no_salvage_after_another() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register(MAC);
+    let mut daemon = Daemon::builder().api(&api).set("backup.enabled", "false").start();
+    let say = |daemon: &Daemon, session: &str, count: usize| {
+        let mut producer = Producer::connected(daemon, MAC, session);
+        for index in 0..count {
+            producer.say(1, &format!("{session} {index}"));
+        }
+        producer.wait_until_acked();
+    };
+    say(&daemon, "a", 3);
+    soon("it is delivered", || daemon.metric("pending") == 0);
+    api.stop();
+    say(&daemon, "b", 4);
+    say(&daemon, "c", 1);
+    daemon.restart();
+    daemon.kill9();
+    let connection = rusqlite::Connection::open(daemon.store().join(FILES[0])).expect("the database");
+    assert_eq!(connection.execute("UPDATE cursors SET session = 3", []).expect("the cursor"), 1);
+    // A salvage for another reason believes it no more than the daemon does.
+    for damage in [None, Some("UPDATE sessions SET mac = 'nobody' WHERE id = 2")] {
+        if let Some(damage) = damage {
+            connection.execute("UPDATE cursors SET session = 3", []).expect("the cursor");
+            connection.execute(damage, []).expect("the session");
+        }
+        daemon.start();
+        soon("it has looked through its backlog", || daemon.log().matches("cannot connect").count() > 0);
+        let salvaged = u64::from(damage.is_some());
+        soon("what is to be salvaged is salvaged", || daemon.metric("stores_salvaged") == salvaged);
+        always(Duration::from_millis(1500), "none follows", || daemon.metric("stores_salvaged") == salvaged);
+        assert_eq!(history::run(&daemon, &["history", "check"]).status.code(), Some(0));
+        assert_eq!(daemon.metric("stores_salvaged"), salvaged);
+        daemon.kill9();
+    }
+    drop(connection);
+    api.start_again();
+    daemon.start();
+    soon("all is sent", || daemon.metric("pending") == 0);
+    assert_eq!((api.rows("b").len(), api.rows("c").len()), (0, 1));
 }

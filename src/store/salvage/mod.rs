@@ -197,7 +197,10 @@ impl Reader<'_, '_, '_> {
             for chain in chains {
                 let gathered = if cell.overflow.is_some() { self.pages.payload(*chain, &cell) } else { None };
                 let payload = gathered.as_deref().unwrap_or(cell.local);
-                let row = header.values(payload).and_then(|values| Row::new(kind, cell.rowid, &values));
+                let row = match header.values(payload) {
+                    Some(values) => Row::new(kind, cell.rowid, &values),
+                    None => Row::damaged(kind, cell.rowid),
+                };
                 if let Some(row) = &row {
                     self.staging.take(row, trust)?;
                 }

@@ -197,6 +197,17 @@ impl<'a> Row<'a> {
     }
 }
 
+impl Row<'_> {
+    /// What a row is whose values are none: a text that is not UTF-8, or is cut off.
+    pub(super) const fn damaged(kind: Kind, rowid: i64) -> Option<Self> {
+        match kind {
+            Kind::Messages => Some(Self::DamagedMessage { id: rowid }),
+            Kind::Held => Some(Self::DamagedHeld { id: rowid }),
+            _ => None,
+        }
+    }
+}
+
 fn verified(stored: i64, computed: u32) -> Option<u32> {
     (stored == i64::from(computed)).then_some(computed)
 }

@@ -161,11 +161,8 @@ fn settle_cursors(connection: &Connection, report: &mut SalvageReport) -> rusqli
         if cursor.session == settled {
             continue;
         }
-        let last_report_ms = match evidence(connection, cursor)? {
-            Some(evidence) => is_believable(cursor, evidence).then_some(cursor.last_report_ms),
-            None if cursor.row < report.next_row - ROW_GAP => report_time_if_nothing_is_passed(connection, cursor)?,
-            None => None,
-        };
+        let last_report_ms =
+            if cursor.row <= report.next_row - ROW_GAP { believed_report_time(connection, cursor)? } else { None };
         if let Some(last_report_ms) = last_report_ms {
             keep.execute([cursor.session, cursor.row, last_report_ms])?;
             report.cursors += 1;
@@ -179,29 +176,29 @@ fn settle_cursors(connection: &Connection, report: &mut SalvageReport) -> rusqli
     Ok(())
 }
 
-/// Of a cursor whose row is not there: its report time, no later than the next message's, if everything before it that is
-/// there was rejected or only kept.
-fn report_time_if_nothing_is_passed(connection: &Connection, cursor: Found) -> rusqlite::Result<Option<i64>> {
-    let passed = format!(
-        "SELECT NOT EXISTS (SELECT 1 FROM sessions WHERE id = ?1)
-         OR EXISTS (SELECT 1 FROM messages m WHERE m.session = ?1 AND m.id <= ?2 AND {SENDABLE})"
-    );
-    if cursor.offset != 0 || connection.query_row(&passed, [cursor.session, cursor.row], |row| row.get(0))? {
-        return Ok(None);
+/// The report time of a cursor that is believed.
+fn believed_report_time(connection: &Connection, cursor: Found) -> rusqlite::Result<Option<i64>> {
+    let Some(evidence) = evidence(connection, cursor)? else { return Ok(None) };
+    if evidence.newest_ms.is_some() || cursor.last_report_ms == 0 {
+        return Ok(is_believable(cursor, evidence).then_some(cursor.last_report_ms));
     }
+    // All that it passes was rejected or only kept: it hides nothing. Its time, which nothing proves, is no later than the
+    // next message's.
     let next = "SELECT min(time_ms) FROM messages WHERE session = ?1 AND id > ?2";
     let next: Option<i64> = connection.query_row(next, [cursor.session, cursor.row], |row| row.get(0))?;
-    Ok(Some(cursor.last_report_ms.min(next.unwrap_or(0))))
+    Ok((cursor.offset == 0).then(|| cursor.last_report_ms.min(next.unwrap_or(0))))
 }
 
 fn has_messages(connection: &Connection, session: Option<i64>) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM messages WHERE session = ?1)", [session], |row| row.get(0))
 }
 
-/// `None` when the row the cursor names, or the one it is in the middle of, is not there.
+/// `None` when the row the cursor names is another session's, its session is lost, or the message it is in the middle of is
+/// not there. Its own row may be gone: a delivered one by its age, a rejected one because a person decided.
 fn evidence(connection: &Connection, cursor: Found) -> rusqlite::Result<Option<Evidence>> {
-    let named = "SELECT EXISTS (SELECT 1 FROM messages WHERE id = ?2 AND session = ?1)";
-    if !connection.query_row(named, [cursor.session, cursor.row], |row| row.get::<_, bool>(0))? {
+    let elsewhere = "SELECT NOT EXISTS (SELECT 1 FROM sessions WHERE id = ?1)
+                     OR EXISTS (SELECT 1 FROM messages WHERE id = ?2 AND session <> ?1)";
+    if connection.query_row(elsewhere, [cursor.session, cursor.row], |row| row.get::<_, bool>(0))? {
         return Ok(None);
     }
     let last = if cursor.offset == 0 {

@@ -116,7 +116,8 @@ fn read_table(
                     }
                     (last, step) = (rowid, 1);
                     let values: Vec<_> = (0..width).map_while(|column| row.get_ref(column).ok().and_then(value)).collect();
-                    if let Some(row) = Row::new(kind, rowid, &values) {
+                    let row = if values.len() == width { Row::new(kind, rowid, &values) } else { Row::damaged(kind, rowid) };
+                    if let Some(row) = row {
                         staging.take(&row, Trust::CommittedAgain)?;
                     }
                 }

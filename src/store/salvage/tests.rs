@@ -227,29 +227,65 @@ fn a_session_that_left_does_not_take_the_place_of_the_one_that_lives_under_its_i
     }
 }
 
-/// Else what a person had not decided on yet is sent again, and leaves the list.
+/// Else what a person had not decided on yet is sent again, and leaves the list; and a session again from its beginning because
+/// a person had dropped a message.
 #[test]
-fn a_cursor_whose_row_left_by_its_age_is_believed_where_it_passes_nothing_but_rejected_messages() {
+fn a_cursor_whose_row_is_gone_is_believed_where_what_it_passes_proves_it_or_is_nothing() {
+    let (first, second, third) = (SESSIONS, 2 * SESSIONS, 3 * SESSIONS);
+    let time = |id: i64| START_MS + id * 1_700;
+    // Rejected rows, deleted rows, the cursor's row, session and time; whether it is believed.
+    let cases = [
+        (Some(first), Some(second), 1, second, time(second), true),
+        (None, Some(second), 1, second, time(second), false),
+        (None, Some(second), 1, second, time(first), true),
+        (Some(second), Some(first), 1, second, time(first), true),
+        (None, Some(second), 1, 1 << 40, time(first), false),
+        // Another session's row, which stands.
+        (None, None, 2, second, time(second), false),
+    ];
     let directory = tempfile::tempdir().unwrap();
-    for (rejected, believed) in [(true, true), (false, false)] {
-        let path = directory.path().join(format!("{rejected}.db"));
+    for (number, (rejected, deleted, session, row, last_report, believed)) in cases.into_iter().enumerate() {
+        let path = directory.path().join(format!("{number}.db"));
         let connection = open(&path);
         insert_session(&connection, 1);
+        insert_session(&connection, 2);
         // All of the first session.
-        for id in [SESSIONS, 2 * SESSIONS, 3 * SESSIONS] {
+        for id in [first, second, third] {
             insert_message(&connection, id);
         }
-        if rejected {
-            connection.execute("INSERT INTO rejected VALUES (?1, 1, 'invalid', NULL, ?2)", [SESSIONS, START_MS]).unwrap();
+        insert_message(&connection, third + 1);
+        if let Some(rejected) = rejected {
+            connection.execute("INSERT INTO rejected VALUES (?1, 1, 'invalid', NULL, ?2)", [rejected, START_MS]).unwrap();
         }
-        let passed = 2 * SESSIONS;
-        connection.execute("INSERT INTO cursors VALUES (1, ?1, 0, ?2)", [passed, START_MS + passed * 1_700]).unwrap();
-        connection.execute("DELETE FROM messages WHERE id = ?1", [passed]).unwrap();
+        connection.execute("INSERT INTO cursors VALUES (?1, ?2, 0, ?3)", [session, row, last_report]).unwrap();
+        if let Some(deleted) = deleted {
+            connection.execute("DELETE FROM messages WHERE id = ?1", [deleted]).unwrap();
+        }
         connection.close().unwrap();
         let (report, target) = salvaged(Some(&std::fs::read(&path).unwrap()), None);
-        assert_eq!((report.cursors, report.cursors_lost), (u64::from(believed), u64::from(!believed)));
-        assert_eq!(count(&target, "SELECT count(*) FROM rejected"), i64::from(believed));
+        assert_eq!((report.cursors, report.cursors_lost), (u64::from(believed), u64::from(!believed)), "case {number}");
+        let kept = count(&target, "SELECT count(*) FROM rejected");
+        assert_eq!(kept, i64::from(believed && rejected.is_some()), "case {number}");
+        let ahead = "SELECT count(*) FROM cursors c JOIN messages m ON m.id > c.row AND m.session = c.session AND m.time_ms < c.last_report_ms";
+        assert_eq!(count(&target, ahead), 0, "case {number}: what follows would be given the time of what went before");
     }
+}
+
+/// Many a wrong bit in a text that is no English makes it none at all.
+#[test]
+fn what_is_no_text_any_more_is_counted_like_what_has_another_checksum() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("history.db");
+    let connection = open(&path);
+    insert_session(&connection, 1);
+    insert_message(&connection, SESSIONS);
+    insert_message(&connection, 2 * SESSIONS);
+    connection.execute("UPDATE messages SET content = CAST(x'62ff' AS TEXT) WHERE id = ?1", [SESSIONS]).unwrap();
+    let held = "INSERT INTO held (session, uuid, text, time_ms, recorded_ms, crc) VALUES (1, randomblob(16), CAST(x'68ffee' AS TEXT), 1, 1, 1)";
+    connection.execute(held, []).unwrap();
+    connection.close().unwrap();
+    let (report, _) = salvaged(Some(&std::fs::read(&path).unwrap()), None);
+    assert_eq!((report.messages, report.messages_damaged, report.held, report.held_damaged), (1, 1, 0, 1));
 }
 
 #[test]
