@@ -226,6 +226,8 @@ async fn compare(subject: &Subject, model: &Model) {
     assert_eq!((subject.lab.metrics.pending.get(), subject.lab.metrics.held.get()), (pending, held as u64));
     let backlog = subject.lab.store.backlog(None, 99).await.unwrap();
     assert_eq!(backlog.iter().map(|session| session.handle.pending()).sum::<u64>(), pending);
+    // Nothing of this looks like damage.
+    assert_eq!(subject.lab.store.check(false).await.unwrap(), Checked::Whole);
 }
 
 proptest! {
