@@ -173,7 +173,7 @@ fn fill_with(daemon: &Daemon, sessions: i64, messages: i64, delivered: bool) {
             row += 1;
         }
         if delivered {
-            transaction.execute("INSERT INTO cursors VALUES (?1, ?2, 0, 0)", [session, row]).expect("a cursor");
+            transaction.execute("INSERT INTO cursors VALUES (?1, ?2, 0, 0)", [session, row - 1]).expect("a cursor");
         }
     }
     drop(insert);
