@@ -2,9 +2,11 @@
 //!
 //! Identities stand twice in a database, in `sessions` and in its unique index, on different pages: one copy is enough,
 //! two that disagree need the MAC inside the session id to decide, and what stays open is left out, because words must
-//! not reach another child's history. Pages that are no longer true may show sessions that left: they give way. A cursor is believed only if the row it names is there and the report time it
-//! carries is the one that row would have been sent with: a wrong cursor would lose messages, a missing one repeats some. A
-//! delivered row may have left by its age: then the cursor is believed if nothing it passes would have to be sent.
+//! not reach another child's history. Pages that are no longer true may show sessions that left: they give way.
+//!
+//! A wrong cursor would lose messages, a missing one repeats some. One is believed if the row it names is no other session's
+//! and the report time it carries is the one that the rows up to there lead to; where none of those was reported, it passes
+//! nothing. Its own row may have left by its age, or because a person dropped it.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
