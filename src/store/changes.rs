@@ -80,7 +80,6 @@ impl Writer {
             return;
         };
         let Some(change) = self.changes.pop_front() else { return };
-        self.house.note_written(256 * 1024);
         match step(&self.shared, connection, &mut self.next, change) {
             Ok(Step::Done) => {}
             Ok(Step::More(change)) => self.changes.push_front(change),

@@ -8,6 +8,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -22,6 +23,35 @@ const LOG_BYTES: u64 = 16 << 20;
 /// The size at which the log is checkpointed: small beside the limit of the store.
 pub(super) fn log_bytes(max_bytes: u64) -> u64 {
     (max_bytes / 8).clamp(64 << 10, LOG_BYTES)
+}
+
+/// How often the file of the log is cut to what is used of it.
+const CUT_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the file of the log stays when it is written from its beginning again. What is written while a checkpoint goes on
+/// makes it longer than it was meant to be, under load each time: cut each time, everybody would wait for that (7 ms on ext4),
+/// and then each group for a second flush, because the file grows. Never cut, the end of a file that is not reached again
+/// would keep for ever what was deleted long ago.
+#[derive(Debug)]
+pub(super) struct FileOfLog {
+    longest: u64,
+    since: Instant,
+}
+
+impl FileOfLog {
+    pub(super) const fn new(now: Instant) -> Self {
+        Self { longest: 0, since: now }
+    }
+
+    /// The log was carried over and had this length: what its file may keep when it is written anew.
+    pub(super) fn keeps(&mut self, length: u64, max_bytes: u64, now: Instant) -> u64 {
+        self.longest = self.longest.max(length);
+        if now.saturating_duration_since(self.since) < CUT_EVERY {
+            return 2 * log_bytes(max_bytes);
+        }
+        self.since = now;
+        std::mem::take(&mut self.longest)
+    }
 }
 
 /// What goes on beside the writer.
@@ -68,6 +98,8 @@ fn carry(database: &Path, durability: Durability) -> rusqlite::Result<()> {
     let connection = Connection::open_with_flags(database, flags)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.pragma_update(None, "synchronous", synchronous(durability))?;
+    // The second one carries what was written during the first, so that next to nothing is left for the writer.
+    now(&connection, "PASSIVE")?;
     now(&connection, "PASSIVE")
 }
 
@@ -89,5 +121,24 @@ pub(super) fn or_later(checkpoint: rusqlite::Result<()>) -> rusqlite::Result<()>
     match checkpoint {
         Err(error) if matches!(error.sqlite_error_code(), Some(CannotOpen | DatabaseBusy | DatabaseLocked | DiskFull)) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_of_the_log_is_cut_once_a_minute_to_the_longest_that_was_used_since() {
+        const MIB: u64 = 1 << 20;
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut file = FileOfLog::new(start);
+        let mut keeps = |length, seconds| file.keeps(length * MIB, 1 << 40, at(seconds)) / MIB;
+        assert_eq!([keeps(17, 1), keeps(25, 2), keeps(16, 59)], [32, 32, 32]);
+        assert_eq!(keeps(18, 60), 25, "the longest of the minute");
+        assert_eq!(keeps(17, 61), 32, "not again at once");
+        assert_eq!(keeps(16, 120), 17, "what was used before no longer counts");
+        assert_eq!(keeps(16, 9000), 16, "a log that fills slowly is cut each time");
     }
 }

@@ -239,7 +239,6 @@ impl Writer {
             if let Mode::Failing(episode) = &mut self.mode {
                 episode.written += written;
             }
-            self.house.note_written(REPLAY_BYTES as u64);
         }
         // A disk that is full or read-only must not look sound because there was nothing to write.
         group::in_transaction(connection, || self.next.save(connection))?;
@@ -434,7 +433,7 @@ fn attempt(
         // An unmounted disk, say. A new database there would know of no session that is in use.
         return Err(StoreError::Unavailable);
     }
-    match open::open(&shared.files, shared.durability)? {
+    match open::open(&shared.files, shared.durability, &shared.log)? {
         Opening::Ready(connection) => {
             let rebuilt = matches!(episode.repair, Repair::InPlace);
             super::repair::restore_living(shared, &connection, next, &mut episode.repair)

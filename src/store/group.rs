@@ -53,7 +53,7 @@ pub(super) fn in_transaction(connection: &Connection, body: impl FnOnce() -> rus
     result
 }
 
-/// Writes a group: jobs in order, then cursors, then streams. Answers roughly how many bytes went into the log.
+/// Writes a group: jobs in order, then cursors, then streams.
 pub(super) fn commit(
     shared: &Shared,
     connection: &Connection,
@@ -61,13 +61,12 @@ pub(super) fn commit(
     items: &mut [Item],
     coalesced: &Coalesced,
     refusing: bool,
-) -> rusqlite::Result<u64> {
+) -> rusqlite::Result<()> {
     let now = wall_clock();
-    let mut bytes = 8192;
     in_transaction(connection, || {
         let mut applier = Applier::new(connection)?;
         for item in items.iter_mut() {
-            bytes += apply(shared, &mut applier, next, item, refusing)?;
+            apply(shared, &mut applier, next, item, refusing)?;
         }
         for advance in coalesced.advances.values() {
             applier.advance(advance, now)?;
@@ -75,15 +74,13 @@ pub(super) fn commit(
         for (mac, device) in &coalesced.devices {
             applier.device(*mac, device.as_ref())?;
         }
-        bytes += 64 * coalesced.advances.len() as u64;
         applier.finish()?;
         // Before anybody can see the rows: whoever delivers one must find it in the books.
         for item in items.iter_mut() {
             book(shared, item);
         }
         Ok(())
-    })?;
-    Ok(bytes)
+    })
 }
 
 fn apply(
@@ -92,20 +89,18 @@ fn apply(
     next: &mut NextIds,
     item: &mut Item,
     refusing: bool,
-) -> rusqlite::Result<u64> {
-    let mut weight = 256;
+) -> rusqlite::Result<()> {
     match &item.job {
         Job::Write(write) => {
             let earlier = write.epoch.is_refused();
             if earlier || (refusing && rows_of(write) > 0) {
                 write.epoch.refuse();
                 item.answer = Answer::Refused(if earlier { NoRoom::Earlier } else { NoRoom::Store });
-                return Ok(0);
+                return Ok(());
             }
             item.first_row = next.row;
             next.row = row_after(next.row, write);
             applier.write(write, item.first_row)?;
-            weight = write.weight();
         }
         Job::Open { identity, now, .. } => {
             let opened = if let Some(opened) = sessions::load(&shared.directory, applier.connection, identity, *now)? {
@@ -133,7 +128,7 @@ fn apply(
             item.answer = Answer::Adopted(Ok(sessions::adopt(&shared.directory, applier.connection, found)?));
         }
     }
-    Ok(weight as u64)
+    Ok(())
 }
 
 /// How far a stream is known, when it is free or the session's.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::checkpoint::{self, Checkpoint, log_bytes};
+use super::checkpoint::{self, Checkpoint, FileOfLog, log_bytes};
 use super::clock::{ClockWatch, SetAhead};
 use super::redating::{self, Redating, TakenIn};
 use super::retention::{self, Aim, Pass, Sweep};
@@ -33,10 +33,13 @@ pub(super) struct Housekeeping {
     clock: ClockWatch,
     taken_in: TakenIn,
     redating: VecDeque<Redating>,
-    unmeasured: u64,
-    uncheckpointed: u64,
     pub(super) checkpoint: Checkpoint,
+    file_of_log: FileOfLog,
+    /// How much had gone into the log when the last checkpoint began, or ended.
+    checkpointed_at: u64,
     used: u64,
+    /// How much had gone into the log when it was measured.
+    measured_at: u64,
     measured_limit: u64,
     pass: Option<Pass>,
     sweep: Option<Sweep>,
@@ -54,11 +57,12 @@ impl Housekeeping {
             clock: ClockWatch::new(since_boot(), wall),
             taken_in: TakenIn { first_row: next.row, since: wall },
             redating: VecDeque::new(),
-            // Measured at the first visit.
-            unmeasured: u64::MAX,
-            uncheckpointed: 0,
             checkpoint: Checkpoint::default(),
+            file_of_log: FileOfLog::new(now),
+            checkpointed_at: 0,
             used: 0,
+            measured_at: 0,
+            // Measured at the first visit.
             measured_limit: 0,
             pass: None,
             sweep: None,
@@ -84,15 +88,9 @@ impl Housekeeping {
         due.min(Instant::now() + LOOK_EVERY)
     }
 
-    /// Bytes went into the log.
-    pub(super) const fn note_written(&mut self, bytes: u64) {
-        self.unmeasured = self.unmeasured.saturating_add(bytes);
-        self.uncheckpointed = self.uncheckpointed.saturating_add(bytes);
-    }
-
     /// The database is another one, or came back.
     pub(super) const fn look_soon(&mut self) {
-        self.unmeasured = u64::MAX;
+        self.measured_limit = 0;
     }
 
     fn postpone(&mut self) {
@@ -130,13 +128,17 @@ impl Writer {
 
 fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping, next: NextIds) -> rusqlite::Result<()> {
     let limit = shared.limits.max_bytes();
+    let logged = shared.log.bytes();
     if let Some(ended) = house.checkpoint.ended() {
         ended?;
         // The little that was written meanwhile: then the log starts anew.
         checkpoint::or_later(checkpoint::now(connection, "PASSIVE"))?;
+        house.checkpointed_at = logged;
+        let keeps = house.file_of_log.keeps(shared.log.length(), limit, Instant::now());
+        connection.pragma_update(None, "journal_size_limit", i64::try_from(keeps).unwrap_or(i64::MAX))?;
     }
-    if house.uncheckpointed >= log_bytes(limit) && !house.checkpoint.is_under_way() {
-        house.uncheckpointed = 0;
+    if logged - house.checkpointed_at >= log_bytes(limit) && !house.checkpoint.is_under_way() {
+        house.checkpointed_at = logged;
         house.checkpoint.start(shared);
     }
     let wall = wall_clock();
@@ -146,13 +148,12 @@ fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping
         // Of what was behind by now, it will be again, should the clock be set ahead once more.
         house.taken_in.since.0 = house.taken_in.since.0.saturating_add(by_ms);
     }
-    if let Some(work) = house.redating.front_mut() {
-        if redating::step(connection, work)? {
-            house.redating.pop_front();
-        }
-        house.note_written(redating::STEP_BYTES);
+    if let Some(work) = house.redating.front_mut()
+        && redating::step(connection, work)?
+    {
+        house.redating.pop_front();
     }
-    if house.unmeasured >= limit / 64 || house.measured_limit != limit {
+    if logged - house.measured_at >= limit / 64 || house.measured_limit != limit {
         measure(shared, connection, house, limit)?;
     }
     if house.used >= limit && Instant::now() >= house.next_room && !house.pass.as_ref().is_some_and(|pass| pass.aim == Aim::Room)
@@ -169,7 +170,6 @@ fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping
         step(shared, connection, house, next, pass)?;
     } else if let Some(sweep) = house.sweep.take() {
         house.sweep = retention::sweep(connection, &shared.directory, sweep, wall_clock(), next)?;
-        house.note_written(4096);
     }
     Ok(())
 }
@@ -186,7 +186,6 @@ fn step(
     for _ in 0..steps {
         let done = retention::step(connection, &mut pass, shared.limits.all_delivered(), next)?;
         shared.metrics.messages_pruned.add(done.deleted);
-        house.note_written(done.deleted * 512);
         let gone: u64 = done.expired.values().sum();
         if gone > 0
             && let Some(more) = house.expired.permits(Instant::now())
@@ -254,9 +253,8 @@ fn set_refusing(shared: &Shared, house: &mut Housekeeping, refusing: bool) {
 
 fn measure(shared: &Shared, connection: &Connection, house: &mut Housekeeping, limit: u64) -> rusqlite::Result<()> {
     house.used = used_bytes(shared, connection)?;
-    (house.unmeasured, house.measured_limit) = (0, limit);
+    (house.measured_at, house.measured_limit) = (shared.log.bytes(), limit);
     shared.health().used_bytes = house.used;
-    connection.pragma_update(None, "journal_size_limit", i64::try_from(log_bytes(limit)).unwrap_or(i64::MAX))?;
     if house.refusing && house.used < limit {
         set_refusing(shared, house, false);
     }

@@ -10,6 +10,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::error::StoreError;
 use super::files::Files;
+use super::log_meter::LogMeter;
 use super::{backups_due, schema};
 use crate::config::Durability;
 
@@ -60,7 +61,7 @@ pub(super) fn damage(what: &str) -> rusqlite::Error {
 ///
 /// # Errors
 /// When the disk says no, or a newer daemon wrote it.
-pub(super) fn open(files: &Files, durability: Durability) -> Result<Opening, StoreError> {
+pub(super) fn open(files: &Files, durability: Durability, log: &LogMeter) -> Result<Opening, StoreError> {
     if let Some(path) = files.irregular() {
         return Ok(Opening::Damaged(format!("{} is no regular file", path.display())));
     }
@@ -75,7 +76,7 @@ pub(super) fn open(files: &Files, durability: Durability) -> Result<Opening, Sto
         files.create_database()?;
     }
     files.make_private()?;
-    match prepare(files, durability, fresh) {
+    match prepare(files, durability, fresh, log) {
         Ok(opening) => Ok(opening),
         Err(Unsound::Newer(found)) => {
             Err(StoreError::NewerSchema { path: files.database.clone(), found, known: schema::VERSION })
@@ -106,9 +107,9 @@ impl From<rusqlite::Error> for Unsound {
     }
 }
 
-fn prepare(files: &Files, durability: Durability, fresh: bool) -> Result<Opening, Unsound> {
+fn prepare(files: &Files, durability: Durability, fresh: bool, log: &LogMeter) -> Result<Opening, Unsound> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    let connection = Connection::open_with_flags(&files.database, flags)?;
+    let mut connection = Connection::open_with_flags(&files.database, flags)?;
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
     // The disk may be failing when it is closed; the log is as durable as the database.
@@ -132,6 +133,7 @@ fn prepare(files: &Files, durability: Durability, fresh: bool) -> Result<Opening
     connection.pragma_update(None, "cache_size", -4096)?;
     // A checkpoint is the writer's word: after it has acknowledged, or beside it.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    log.watch(&mut connection)?;
 
     if shape.is_empty() && version == 0 && (application == 0 || application == schema::APPLICATION_ID) {
         create(&connection)?;

@@ -16,8 +16,6 @@ const FIRST_DATE: i64 = 978_307_200_000;
 
 /// Rows in one step.
 const STEP_ROWS: i64 = 500;
-/// What they put into the log, about.
-pub(super) const STEP_BYTES: u64 = 500 * 512;
 
 /// Whether a time is of a clock that had no date.
 pub(super) const fn is_undated(recorded: i64) -> bool {

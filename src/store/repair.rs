@@ -17,6 +17,7 @@ use super::files::Files;
 use super::group::in_transaction;
 use super::inbox::Advance;
 use super::left_behind::{LeftBehind, left_behind};
+use super::log_meter::LogMeter;
 use super::open::{self, Opening};
 use super::rows;
 use super::salvage::{self, DamagedFiles, SalvageReport, salvage};
@@ -152,7 +153,9 @@ pub(super) fn rebuild(files: &Files, durability: Durability, aside: &Path, sourc
     }
     let rebuilt = files.rebuilt();
     rebuilt.remove()?;
-    let Opening::Ready(mut connection) = open::open(&rebuilt, durability)? else { return Err(StoreError::Unavailable) };
+    let Opening::Ready(mut connection) = open::open(&rebuilt, durability, &LogMeter::default())? else {
+        return Err(StoreError::Unavailable);
+    };
     let failed = |error| StoreError::database("salvage into", &rebuilt.database)(error);
     let report =
         if source == Source::Nothing { SalvageReport::default() } else { salvage(&damaged, &mut connection).map_err(failed)? };

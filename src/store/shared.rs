@@ -10,6 +10,7 @@ use super::files::Files;
 use super::health::StoreHealth;
 use super::inbox::Inbox;
 use super::lock::InstanceLock;
+use super::log_meter::LogMeter;
 use super::readers::Readers;
 use super::recent::RecentBytes;
 use super::shelf::Shelf;
@@ -20,6 +21,7 @@ use crate::observe::Metrics;
 pub(super) struct Shared {
     pub(super) files: Files,
     pub(super) durability: Durability,
+    pub(super) log: LogMeter,
     pub(super) limits: Limits,
     pub(super) metrics: Arc<Metrics>,
     pub(super) inbox: Arc<Inbox>,
@@ -34,12 +36,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(files: Files, settings: &StoreSettings, metrics: Arc<Metrics>, lock: InstanceLock) -> Self {
+    pub(super) fn new(files: Files, log: LogMeter, settings: &StoreSettings, metrics: Arc<Metrics>, lock: InstanceLock) -> Self {
         let inbox = Arc::new(Inbox::new());
         let readers = Arc::new(Readers::new(files.database.clone(), Arc::clone(&inbox)));
         Self {
             files,
             durability: settings.durability,
+            log,
             limits: Limits::new(settings),
             metrics,
             inbox,

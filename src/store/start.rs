@@ -10,6 +10,7 @@ use super::error::StoreError;
 use super::files::Files;
 use super::left_behind::left_behind;
 use super::lock::InstanceLock;
+use super::log_meter::LogMeter;
 use super::open::{self, Fault, Opening};
 use super::reads;
 use super::repair::{self, Source};
@@ -30,13 +31,14 @@ pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(
         let report = repair::rebuild(&files, settings.durability, &aside, Source::Aside)?;
         repair::announce(&metrics, &files, &aside, &report);
     }
+    let log = LogMeter::default();
     let mut round = 0;
     let (connection, known) = loop {
         round += 1;
         let cause = if round == 1 && log_is_damaged(&files, settings.durability) {
             String::from("its log is damaged in front of finished transactions")
         } else {
-            match open::open(&files, settings.durability)? {
+            match open::open(&files, settings.durability, &log)? {
                 Opening::Ready(connection) => match cursors(&connection, &metrics).and_then(|()| Known::read(&connection)) {
                     Ok(Some(known)) => break (connection, known),
                     Ok(None) => String::from("its row ids are implausible"),
@@ -62,7 +64,7 @@ pub(super) fn start(settings: &StoreSettings, metrics: Arc<Metrics>) -> Result<(
     metrics.pending.set(known.pending);
     metrics.held.set(known.held);
     metrics.messages_left_behind.set(left_behind(&files.directory));
-    let shared = Shared::new(files, settings, metrics, lock);
+    let shared = Shared::new(files, log, settings, metrics, lock);
     shared.readers.warm_up()?;
     Ok((shared, connection, known.next))
 }

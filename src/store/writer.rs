@@ -181,8 +181,7 @@ impl Writer {
             }
             let refusing = self.house.refuses();
             match super::group::commit(&self.shared, connection, &mut self.next, &mut items, &self.coalesced, refusing) {
-                Ok(bytes) => {
-                    self.house.note_written(bytes);
+                Ok(()) => {
                     self.shared.metrics.commits.increment();
                     self.coalesced.devices.clear();
                     let cursors = !self.coalesced.advances.is_empty();

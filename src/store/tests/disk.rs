@@ -132,3 +132,23 @@ async fn inner_failing_calls() {
     let session = lab.session("a").await.handle;
     assert_eq!(lab.contents(&session).await, expected);
 }
+
+/// Cutting it costs everybody a stall, and each group a second flush until it has its length again.
+#[tokio::test]
+async fn the_file_of_the_log_is_not_cut_whenever_it_starts_anew() {
+    const LOG_BYTES: u64 = 2 << 20;
+    let place = tempfile::tempdir().unwrap();
+    let settings = StoreSettings { max_bytes: 8 * LOG_BYTES, ..settings(place.path()) };
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    let log = settings.directory.join("history.db-wal");
+    let length = || log.metadata().unwrap().len();
+    let (text, mut before, mut written) = ("x".repeat(4000), length(), 0);
+    for _ in 0..1500 {
+        lab.write(write_of(&session, &[&text])).await;
+        let now = length();
+        assert!(now >= before || now >= 2 * LOG_BYTES, "cut from {before} to {now}");
+        (before, written) = (now, written + text.len() as u64);
+    }
+    assert!(before < written, "{before}: it starts anew");
+}
