@@ -525,3 +525,26 @@ fn a_salvage_that_finds_no_room_says_so_and_is_done_when_there_is() {
     oracle.owe(&producer);
     oracle.check(&daemon, &api);
 }
+
+/// The log is as long as it was when the daemon opens the database again: counted anew, the first line after each episode would
+/// lead to a checkpoint, and so to the next one.
+#[test]
+fn a_database_that_takes_no_page_of_the_log_fails_once_a_log_and_not_with_every_line() {
+    if !disk::strace_works() {
+        return;
+    }
+    let daemon = Daemon::builder().set("store.max_bytes", "'16 MiB'").start();
+    let _bad = Injection::attach(daemon.pid(), "pwrite64", "error=EIO", &[&daemon.store().join("history.db")]);
+    let mut producer = Producer::connected(&daemon, MAC, "s");
+    eventually(SOON, "the log is to be carried over", || {
+        producer.say(1, &"x".repeat(4000));
+        producer.wait_until_acked();
+        (lines(&daemon, FAILING) > 0).then_some(())
+    });
+    for _ in 0..10 {
+        soon("it works again", || !is_failing(&daemon));
+        producer.say(1, "one more");
+        producer.wait_until_acked();
+    }
+    assert_eq!((lines(&daemon, FAILING), lines(&daemon, WELL)), (1, 1), "{}", daemon.log());
+}

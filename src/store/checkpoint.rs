@@ -7,6 +7,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,53 +26,56 @@ pub(super) fn log_bytes(max_bytes: u64) -> u64 {
     (max_bytes / 8).clamp(64 << 10, LOG_BYTES)
 }
 
-/// How often the file of the log is cut to what is used of it.
+/// How often the file of the log is cut, at most.
 const CUT_EVERY: Duration = Duration::from_secs(60);
 
 /// How long the file of the log stays when it is written from its beginning again. What is written while a checkpoint goes on
 /// makes it longer than it was meant to be, under load each time: cut each time, everybody would wait for that (7 ms on ext4),
-/// and then each group for a second flush, because the file grows. Never cut, the end of a file that is not reached again
-/// would keep for ever what was deleted long ago.
+/// and then each group for a second flush, because the file grows. Never cut, its end, which is not reached again, would keep
+/// what was deleted long ago.
 #[derive(Debug)]
 pub(super) struct FileOfLog {
-    longest: u64,
-    since: Instant,
+    last_cut: Instant,
 }
 
 impl FileOfLog {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { longest: 0, since: now }
+        Self { last_cut: now }
     }
 
-    /// The log was carried over and had this length: what its file may keep when it is written anew.
-    pub(super) fn keeps(&mut self, length: u64, max_bytes: u64, now: Instant) -> u64 {
-        self.longest = self.longest.max(length);
-        if now.saturating_duration_since(self.since) < CUT_EVERY {
+    /// The log is carried over: what its file may keep when it is written anew.
+    pub(super) fn keeps(&mut self, max_bytes: u64, now: Instant) -> u64 {
+        if now.saturating_duration_since(self.last_cut) < CUT_EVERY {
             return 2 * log_bytes(max_bytes);
         }
-        self.since = now;
-        std::mem::take(&mut self.longest)
+        self.last_cut = now;
+        log_bytes(max_bytes)
     }
 }
 
 /// What goes on beside the writer.
 #[derive(Default)]
-pub(super) struct Checkpoint(Option<JoinHandle<rusqlite::Result<()>>>);
+pub(super) struct Checkpoint(Option<UnderWay>);
+
+struct UnderWay {
+    thread: JoinHandle<rusqlite::Result<()>>,
+    /// Set before the writer is poked: a thread that does no more than end counts as over.
+    is_over: Arc<AtomicBool>,
+}
 
 impl Checkpoint {
-    /// Starts one, unless one is under way. The writer is poked when it is over.
-    pub(super) fn start(&mut self, shared: &Arc<Shared>) {
-        if self.0.is_some() {
-            return;
-        }
-        let beside = Arc::clone(shared);
+    /// Starts one; the writer is poked when it is over. `false`: there is no thread to be had.
+    pub(super) fn start(&mut self, shared: &Arc<Shared>) -> bool {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (beside, tell) = (Arc::clone(shared), Arc::clone(&is_over));
         let thread = std::thread::Builder::new().name("store-log".into()).spawn(move || {
             let result = or_later(carry(&beside.files.database, beside.durability));
+            tell.store(true, Ordering::Release);
             beside.inbox.poke();
             result
         });
-        // Without a thread there is none now: the log only grows, and the next group asks again.
-        self.0 = thread.ok();
+        self.0 = thread.ok().map(|thread| UnderWay { thread, is_over });
+        self.is_under_way()
     }
 
     pub(super) const fn is_under_way(&self) -> bool {
@@ -80,14 +84,14 @@ impl Checkpoint {
 
     /// Whether one that was under way is over now, and how it ended.
     pub(super) fn ended(&mut self) -> Option<rusqlite::Result<()>> {
-        let thread = self.0.take_if(|thread| thread.is_finished())?;
-        Some(thread.join().unwrap_or(Ok(())))
+        let over = self.0.take_if(|checkpoint| checkpoint.is_over.load(Ordering::Acquire) || checkpoint.thread.is_finished())?;
+        Some(over.thread.join().unwrap_or(Ok(())))
     }
 
     /// Waits for it: nobody else has a hand in the files afterwards. What it met, the writer will meet, too.
     pub(super) fn wait(&mut self) {
-        if let Some(thread) = self.0.take() {
-            let _ = thread.join();
+        if let Some(checkpoint) = self.0.take() {
+            let _ = checkpoint.thread.join();
         }
     }
 }
@@ -103,6 +107,14 @@ fn carry(database: &Path, durability: Durability) -> rusqlite::Result<()> {
     now(&connection, "PASSIVE")
 }
 
+/// Carries into the database what no reader still needs in the log; whether that is all of it, so that the log starts anew.
+pub(super) fn carries_all(connection: &Connection) -> rusqlite::Result<bool> {
+    or_later(connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+        let (in_log, carried): (i64, i64) = (row.get(1)?, row.get(2)?);
+        Ok(in_log == carried)
+    }))
+}
+
 /// Carries the log into the database, here and now.
 pub(super) fn now(connection: &Connection, kind: &str) -> rusqlite::Result<()> {
     connection.query_row(&format!("PRAGMA wal_checkpoint({kind})"), [], |_| Ok(()))
@@ -116,10 +128,12 @@ pub(super) fn whole(connection: &Connection) -> bool {
 
 /// A checkpoint that a long reader or a full disk stops is made up for later: the log keeps everything meanwhile. So does
 /// one without a file descriptor to be had, which the writer, who has its own, does not need.
-pub(super) fn or_later(checkpoint: rusqlite::Result<()>) -> rusqlite::Result<()> {
+pub(super) fn or_later<T: Default>(checkpoint: rusqlite::Result<T>) -> rusqlite::Result<T> {
     use ErrorCode::{CannotOpen, DatabaseBusy, DatabaseLocked, DiskFull};
     match checkpoint {
-        Err(error) if matches!(error.sqlite_error_code(), Some(CannotOpen | DatabaseBusy | DatabaseLocked | DiskFull)) => Ok(()),
+        Err(error) if matches!(error.sqlite_error_code(), Some(CannotOpen | DatabaseBusy | DatabaseLocked | DiskFull)) => {
+            Ok(T::default())
+        }
         other => other,
     }
 }
@@ -129,16 +143,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_of_the_log_is_cut_once_a_minute_to_the_longest_that_was_used_since() {
+    fn the_file_of_the_log_is_cut_once_a_minute() {
         const MIB: u64 = 1 << 20;
         let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
         let mut file = FileOfLog::new(start);
-        let mut keeps = |length, seconds| file.keeps(length * MIB, 1 << 40, at(seconds)) / MIB;
-        assert_eq!([keeps(17, 1), keeps(25, 2), keeps(16, 59)], [32, 32, 32]);
-        assert_eq!(keeps(18, 60), 25, "the longest of the minute");
-        assert_eq!(keeps(17, 61), 32, "not again at once");
-        assert_eq!(keeps(16, 120), 17, "what was used before no longer counts");
-        assert_eq!(keeps(16, 9000), 16, "a log that fills slowly is cut each time");
+        let kept =
+            [1, 59, 60, 61, 119, 120, 9000, 9001].map(|seconds| file.keeps(1 << 40, start + Duration::from_secs(seconds)) / MIB);
+        assert_eq!(kept, [32, 32, 16, 32, 32, 16, 16, 32]);
     }
 }

@@ -25,6 +25,8 @@ const FIRST_PASS: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// After a failed step, and after a pass for room that found nothing.
 const PAUSE: Duration = Duration::from_secs(5);
+/// After a checkpoint that could not carry all of the log.
+const CARRY_AGAIN: Duration = Duration::from_secs(60);
 /// Steps of a pass for room in one visit: more rows than a group can bring.
 const ROOM_STEPS: usize = 4;
 
@@ -37,6 +39,8 @@ pub(super) struct Housekeeping {
     file_of_log: FileOfLog,
     /// How much had gone into the log when the last checkpoint began, or ended.
     checkpointed_at: u64,
+    /// A long reader or a full disk left something in the log: how long it may stay.
+    next_checkpoint: Option<Instant>,
     used: u64,
     /// How much had gone into the log when it was measured.
     measured_at: u64,
@@ -60,6 +64,7 @@ impl Housekeeping {
             checkpoint: Checkpoint::default(),
             file_of_log: FileOfLog::new(now),
             checkpointed_at: 0,
+            next_checkpoint: None,
             used: 0,
             measured_at: 0,
             // Measured at the first visit.
@@ -131,15 +136,19 @@ fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping
     let logged = shared.log.bytes();
     if let Some(ended) = house.checkpoint.ended() {
         ended?;
+        house.checkpointed_at = logged;
         // The little that was written meanwhile: then the log starts anew.
-        checkpoint::or_later(checkpoint::now(connection, "PASSIVE"))?;
-        house.checkpointed_at = logged;
-        let keeps = house.file_of_log.keeps(shared.log.length(), limit, Instant::now());
-        connection.pragma_update(None, "journal_size_limit", i64::try_from(keeps).unwrap_or(i64::MAX))?;
+        if checkpoint::carries_all(connection)? {
+            let keeps = house.file_of_log.keeps(limit, Instant::now());
+            connection.pragma_update(None, "journal_size_limit", i64::try_from(keeps).unwrap_or(i64::MAX))?;
+        } else {
+            house.next_checkpoint = Some(Instant::now() + CARRY_AGAIN);
+        }
     }
-    if logged - house.checkpointed_at >= log_bytes(limit) && !house.checkpoint.is_under_way() {
-        house.checkpointed_at = logged;
-        house.checkpoint.start(shared);
+    let is_due =
+        logged - house.checkpointed_at >= log_bytes(limit) || house.next_checkpoint.is_some_and(|at| at <= Instant::now());
+    if is_due && !house.checkpoint.is_under_way() && house.checkpoint.start(shared) {
+        (house.checkpointed_at, house.next_checkpoint) = (logged, None);
     }
     let wall = wall_clock();
     let trusts_clock = house.clock.trusts(since_boot(), wall);
