@@ -4,7 +4,8 @@
 //! ```text
 //! cargo bench --bench pipeline                 all figures; writes target/pipeline.md and target/pipeline.json
 //! cargo bench --bench pipeline -- ingest live  only some: idle ingest delivery live (lone, busy) flat errors
-//! cargo bench --bench pipeline -- --small      a few seconds, and fails on gross ratios only: the guard for CI
+//! cargo bench --bench pipeline -- --small      a few seconds, and fails on gross ratios only: the guard, which CI runs as
+//!                                              `benches/run --small` of the binary as it is shipped
 //! ```
 //! `TMPDIR` chooses the disk; `CHAT_HISTORYD_BINARY` another binary. Figures are medians of `--runs N` (5). Order, loss
 //! and duplicates are checked in every run: a wrong delivery ends the program with an error, however fast it was.

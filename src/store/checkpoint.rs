@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -26,33 +25,6 @@ pub(super) fn log_bytes(max_bytes: u64) -> u64 {
     (max_bytes / 8).clamp(64 << 10, LOG_BYTES)
 }
 
-/// How often the file of the log is cut, at most.
-const CUT_EVERY: Duration = Duration::from_secs(60);
-
-/// How long the file of the log stays when it is written from its beginning again. What is written while a checkpoint goes on
-/// makes it longer than it was meant to be, under load each time: cut each time, everybody would wait for that (7 ms on ext4),
-/// and then each group for a second flush, because the file grows. Never cut, its end, which is not reached again, would keep
-/// what was deleted long ago.
-#[derive(Debug)]
-pub(super) struct FileOfLog {
-    last_cut: Instant,
-}
-
-impl FileOfLog {
-    pub(super) const fn new(now: Instant) -> Self {
-        Self { last_cut: now }
-    }
-
-    /// The log is carried over: what its file may keep when it is written anew.
-    pub(super) fn keeps(&mut self, max_bytes: u64, now: Instant) -> u64 {
-        if now.saturating_duration_since(self.last_cut) < CUT_EVERY {
-            return 2 * log_bytes(max_bytes);
-        }
-        self.last_cut = now;
-        log_bytes(max_bytes)
-    }
-}
-
 /// What goes on beside the writer.
 #[derive(Default)]
 pub(super) struct Checkpoint(Option<UnderWay>);
@@ -64,7 +36,7 @@ struct UnderWay {
 }
 
 impl Checkpoint {
-    /// Starts one; the writer is poked when it is over. `false`: there is no thread to be had.
+    /// Starts one; the writer is poked when it is over. `false`: there is no thread to be had, and none is under way.
     pub(super) fn start(&mut self, shared: &Arc<Shared>) -> bool {
         let is_over = Arc::new(AtomicBool::new(false));
         let (beside, tell) = (Arc::clone(shared), Arc::clone(&is_over));
@@ -107,11 +79,13 @@ fn carry(database: &Path, durability: Durability) -> rusqlite::Result<()> {
     now(&connection, "PASSIVE")
 }
 
-/// Carries into the database what no reader still needs in the log; whether that is all of it, so that the log starts anew.
+/// Carries into the database what no reader still needs in the log; whether that is all of it. The log then starts anew, unless
+/// somebody reads its very end just then.
 pub(super) fn carries_all(connection: &Connection) -> rusqlite::Result<bool> {
     or_later(connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-        let (in_log, carried): (i64, i64) = (row.get(1)?, row.get(2)?);
-        Ok(in_log == carried)
+        // Another process that carries it over just then leaves neither number to say.
+        let (is_busy, in_log, carried): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(!is_busy && in_log == carried)
     }))
 }
 
@@ -140,15 +114,29 @@ pub(super) fn or_later<T: Default>(checkpoint: rusqlite::Result<T>) -> rusqlite:
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc;
+
     use super::*;
 
     #[test]
-    fn the_file_of_the_log_is_cut_once_a_minute() {
-        const MIB: u64 = 1 << 20;
-        let start = Instant::now();
-        let mut file = FileOfLog::new(start);
-        let kept =
-            [1, 59, 60, 61, 119, 120, 9000, 9001].map(|seconds| file.keeps(1 << 40, start + Duration::from_secs(seconds)) / MIB);
-        assert_eq!(kept, [32, 32, 16, 32, 32, 16, 16, 32]);
+    fn what_another_process_carries_over_just_then_is_not_carried_by_us() {
+        let place = tempfile::tempdir().unwrap();
+        let connection = Connection::open(place.path().join("t.db")).unwrap();
+        connection.pragma_update(None, "journal_mode", "wal").unwrap();
+        connection.execute("CREATE TABLE t (x)", []).unwrap();
+        // As SQLite locks out others while it carries a log over: the second of the locks, which begin at byte 120.
+        let index = OpenOptions::new().read(true).write(true).open(place.path().join("t.db-shm")).unwrap();
+        let (l_type, l_whence) = (i16::try_from(libc::F_WRLCK).unwrap(), i16::try_from(libc::SEEK_SET).unwrap());
+        let lock = |l_type| {
+            let place = libc::flock { l_type, l_whence, l_start: 121, l_len: 1, l_pid: 0 };
+            fcntl(&index, FcntlArg::F_OFD_SETLK(&place)).unwrap();
+        };
+        lock(l_type);
+        assert!(!carries_all(&connection).unwrap());
+        lock(i16::try_from(libc::F_UNLCK).unwrap());
+        assert!(carries_all(&connection).unwrap());
     }
 }

@@ -84,7 +84,7 @@ impl Writer {
 
     fn begin(&mut self, verb: &str, cause: &str, damaged: bool, keep_connection: bool) {
         // Nobody has a hand in the files when they are moved or opened anew.
-        self.house.checkpoint.wait();
+        self.house.log.wait();
         let shared = &self.shared;
         shared.metrics.store_errors.increment();
         let now = Instant::now();

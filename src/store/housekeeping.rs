@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::checkpoint::{self, Checkpoint, FileOfLog, log_bytes};
+use super::checkpoint::log_bytes;
 use super::clock::{ClockWatch, SetAhead};
+use super::log_care::LogCare;
 use super::redating::{self, Redating, TakenIn};
 use super::retention::{self, Aim, Pass, Sweep};
 use super::shared::Shared;
@@ -25,8 +26,6 @@ const FIRST_PASS: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// After a failed step, and after a pass for room that found nothing.
 const PAUSE: Duration = Duration::from_secs(5);
-/// After a checkpoint that could not carry all of the log.
-const CARRY_AGAIN: Duration = Duration::from_secs(60);
 /// Steps of a pass for room in one visit: more rows than a group can bring.
 const ROOM_STEPS: usize = 4;
 
@@ -35,12 +34,7 @@ pub(super) struct Housekeeping {
     clock: ClockWatch,
     taken_in: TakenIn,
     redating: VecDeque<Redating>,
-    pub(super) checkpoint: Checkpoint,
-    file_of_log: FileOfLog,
-    /// How much had gone into the log when the last checkpoint began, or ended.
-    checkpointed_at: u64,
-    /// A long reader or a full disk left something in the log: how long it may stay.
-    next_checkpoint: Option<Instant>,
+    pub(super) log: LogCare,
     used: u64,
     /// How much had gone into the log when it was measured.
     measured_at: u64,
@@ -61,10 +55,7 @@ impl Housekeeping {
             clock: ClockWatch::new(since_boot(), wall),
             taken_in: TakenIn { first_row: next.row, since: wall },
             redating: VecDeque::new(),
-            checkpoint: Checkpoint::default(),
-            file_of_log: FileOfLog::new(now),
-            checkpointed_at: 0,
-            next_checkpoint: None,
+            log: LogCare::new(now),
             used: 0,
             measured_at: 0,
             // Measured at the first visit.
@@ -133,23 +124,7 @@ impl Writer {
 
 fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping, next: NextIds) -> rusqlite::Result<()> {
     let limit = shared.limits.max_bytes();
-    let logged = shared.log.bytes();
-    if let Some(ended) = house.checkpoint.ended() {
-        ended?;
-        house.checkpointed_at = logged;
-        // The little that was written meanwhile: then the log starts anew.
-        if checkpoint::carries_all(connection)? {
-            let keeps = house.file_of_log.keeps(limit, Instant::now());
-            connection.pragma_update(None, "journal_size_limit", i64::try_from(keeps).unwrap_or(i64::MAX))?;
-        } else {
-            house.next_checkpoint = Some(Instant::now() + CARRY_AGAIN);
-        }
-    }
-    let is_due =
-        logged - house.checkpointed_at >= log_bytes(limit) || house.next_checkpoint.is_some_and(|at| at <= Instant::now());
-    if is_due && !house.checkpoint.is_under_way() && house.checkpoint.start(shared) {
-        (house.checkpointed_at, house.next_checkpoint) = (logged, None);
-    }
+    house.log.visit(shared, connection, limit)?;
     let wall = wall_clock();
     let trusts_clock = house.clock.trusts(since_boot(), wall);
     if let Some(SetAhead { otherwise, by_ms }) = house.clock.take_set_ahead() {
@@ -162,12 +137,19 @@ fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping
     {
         house.redating.pop_front();
     }
-    if logged - house.measured_at >= limit / 64 || house.measured_limit != limit {
+    if shared.log.bytes() - house.measured_at >= limit / 64 || house.measured_limit != limit {
         measure(shared, connection, house, limit)?;
     }
-    if house.used >= limit && Instant::now() >= house.next_room && !house.pass.as_ref().is_some_and(|pass| pass.aim == Aim::Room)
-    {
-        house.pass = Some(Pass::new(Aim::Room));
+    let makes_room = house.pass.as_ref().is_some_and(|pass| pass.aim == Aim::Room);
+    if house.used >= limit && Instant::now() >= house.next_room && !makes_room {
+        // The file of the log is no history, and may be long for what is in it.
+        if shared.files.wal_len() > log_bytes(limit) {
+            house.log.empty(connection)?;
+            measure(shared, connection, house, limit)?;
+        }
+        if house.used >= limit {
+            house.pass = Some(Pass::new(Aim::Room));
+        }
     }
     if house.pass.is_none() && house.sweep.is_none() && Instant::now() >= house.next_pass {
         house.next_pass = Instant::now() + PASS_EVERY;
@@ -235,8 +217,7 @@ fn step(
 /// After a pass for room: is there room now?
 fn refuse_if_full(shared: &Shared, connection: &Connection, house: &mut Housekeeping, limit: u64) -> rusqlite::Result<()> {
     if house.used >= limit {
-        house.checkpoint.wait();
-        checkpoint::or_later(checkpoint::now(connection, "TRUNCATE"))?;
+        house.log.empty(connection)?;
         measure(shared, connection, house, limit)?;
     }
     set_refusing(shared, house, house.used >= limit);

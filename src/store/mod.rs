@@ -36,6 +36,7 @@ mod import;
 mod inbox;
 mod left_behind;
 mod lock;
+mod log_care;
 mod log_meter;
 mod open;
 mod readers;

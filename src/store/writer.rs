@@ -197,7 +197,7 @@ impl Writer {
     }
 
     fn finish(&mut self) -> CloseReport {
-        self.house.checkpoint.wait();
+        self.house.log.wait();
         self.last_recovery();
         if let Mode::Running(connection) = &self.mode {
             let saved = super::group::in_transaction(connection, || self.next.save(connection));

@@ -241,3 +241,25 @@ async fn at_the_size_limit_delivered_history_leaves_first_and_then_intake_is_ref
     eventually("there is room again", || !lab.store.health().full).await;
     assert_eq!(lab.write(write_of(&session, &["fits"])).await, Settled::Durable);
 }
+
+#[tokio::test]
+async fn a_long_file_of_the_log_is_emptied_before_history_leaves_for_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let roomy = StoreSettings { max_bytes: 256 << 20, ..settings(directory.path()) };
+    let small = StoreSettings { max_bytes: 16 << 20, ..roomy.clone() };
+    let lab = Lab::open(&roomy);
+    let session = lab.session("a").await.handle;
+    let text = "x".repeat(4000);
+    let batch: Vec<&str> = std::iter::repeat_n(text.as_str(), 50).collect();
+    for _ in 0..60 {
+        assert_eq!(lab.write(write_of(&session, &batch)).await, Settled::Durable);
+        let last = lab.store.pending(&session, 999, usize::MAX).await.unwrap().last().unwrap().row;
+        lab.deliver(&session, last, 50).await;
+    }
+    let log = small.directory.join("history.db-wal");
+    assert!(log.metadata().unwrap().len() > 8 << 20);
+    assert_eq!(lab.store.reconfigure(&small), Vec::<&str>::new());
+    eventually("it is emptied", || log.metadata().unwrap().len() == 0).await;
+    eventually("there is room", || lab.store.health().used_bytes < small.max_bytes).await;
+    assert_eq!(lab.metrics.messages_pruned.get(), 0);
+}

@@ -140,6 +140,7 @@ async fn the_file_of_the_log_is_not_cut_whenever_it_starts_anew() {
     const LOG_BYTES: u64 = 2 << 20;
     let place = tempfile::tempdir().unwrap();
     let settings = StoreSettings { max_bytes: 8 * LOG_BYTES, ..settings(place.path()) };
+    let started = std::time::Instant::now();
     let lab = Lab::open(&settings);
     let session = lab.session("a").await.handle;
     let log = std::fs::File::open(settings.directory.join("history.db-wal")).unwrap();
@@ -148,7 +149,6 @@ async fn the_file_of_the_log_is_not_cut_whenever_it_starts_anew() {
         let mut sequence = [0; 4];
         log.read_exact_at(&mut sequence, 12).map_or(0, |()| u32::from_be_bytes(sequence))
     };
-    let started = std::time::Instant::now();
     let (text, first, mut length, mut cuts) = ("x".repeat(2000), round(), 0, 0);
     while round() < first + 4 {
         assert_eq!(lab.write(write_of(&session, &[&text])).await, Settled::Durable);
