@@ -95,8 +95,11 @@ impl Plan {
     }
 
     fn begin(&mut self, logged: u64, now: Instant) {
+        // A log that fills meanwhile says nothing of what is in the way.
+        if self.again.is_some_and(|at| at <= now) {
+            self.pause = AGAIN_AT_MOST.min(2 * self.pause);
+        }
         (self.carried_at, self.again) = (logged, Some(now + self.pause));
-        self.pause = AGAIN_AT_MOST.min(2 * self.pause);
     }
 
     /// All is carried over: how long the file may stay when it is written from its beginning again.
@@ -147,8 +150,8 @@ mod tests {
         }
         plan.carried(LOG, LOG, LOG, at(now));
         assert!(!plan.is_due(LOG, LOG, at(now + 10_000)));
-        plan.begin(2 * LOG, at(now));
-        assert!(plan.is_due(2 * LOG, LOG, at(now + 60)), "short again");
+        (2..6).for_each(|times| plan.begin(times * LOG, at(now)));
+        assert!(plan.is_due(5 * LOG, LOG, at(now + 60)), "short again, however quickly it fills");
     }
 
     #[test]
