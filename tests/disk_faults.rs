@@ -543,13 +543,13 @@ fn a_database_that_takes_no_page_of_the_log_fails_once_a_log_and_not_with_every_
         producer.wait_until_acked();
         (lines(&daemon, FAILING) > 0).then_some(())
     });
-    for _ in 0..10 {
+    for _ in 0..20 {
         soon("it works again", || !is_failing(&daemon));
         producer.say(1, "one more");
         producer.wait_until_acked();
     }
-    // Once more if all of this took a minute.
-    assert!(lines(&daemon, FAILING) <= 2, "{}", daemon.log());
+    // By the clock it is tried again: after 5 s, 10 s …
+    assert!(lines(&daemon, FAILING) <= 4, "{}", daemon.log());
 }
 
 #[test]

@@ -185,7 +185,7 @@ impl Face {
             }
         }
         if health.full {
-            obstacles.push("the store is full of undelivered messages: new ones are refused (store.max_bytes)".to_owned());
+            obstacles.push("the store is full of undelivered messages, or of a log that somebody reads for long: new ones are refused (store.max_bytes)".to_owned());
         }
         obstacles
     }

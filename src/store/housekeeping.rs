@@ -142,14 +142,7 @@ fn visit(shared: &Arc<Shared>, connection: &Connection, house: &mut Housekeeping
     }
     let makes_room = house.pass.as_ref().is_some_and(|pass| pass.aim == Aim::Room);
     if house.used >= limit && Instant::now() >= house.next_room && !makes_room {
-        // The file of the log is no history, and may be long for what is in it.
-        if shared.files.wal_len() > log_bytes(limit) {
-            house.log.empty(connection)?;
-            measure(shared, connection, house, limit)?;
-        }
-        if house.used >= limit {
-            house.pass = Some(Pass::new(Aim::Room));
-        }
+        begin_to_make_room(shared, connection, house, limit)?;
     }
     if house.pass.is_none() && house.sweep.is_none() && Instant::now() >= house.next_pass {
         house.next_pass = Instant::now() + PASS_EVERY;
@@ -214,10 +207,27 @@ fn step(
     Ok(())
 }
 
+/// The store is as large as it may be. What the file of the log takes beyond the size of the log, or has taken since somebody
+/// reads, is no history: nothing is deleted for it.
+fn begin_to_make_room(shared: &Shared, connection: &Connection, house: &mut Housekeeping, limit: u64) -> rusqlite::Result<()> {
+    let log_bytes = log_bytes(limit);
+    if shared.files.wal_len() > log_bytes {
+        house.log.empty(shared, connection, limit);
+        measure(shared, connection, house, limit)?;
+    }
+    if used_pages(connection)? + shared.files.wal_len().min(log_bytes) >= limit {
+        house.pass = Some(Pass::new(Aim::Room));
+    } else if house.used >= limit {
+        set_refusing(shared, house, true);
+        house.next_room = Instant::now() + PAUSE;
+    }
+    Ok(())
+}
+
 /// After a pass for room: is there room now?
 fn refuse_if_full(shared: &Shared, connection: &Connection, house: &mut Housekeeping, limit: u64) -> rusqlite::Result<()> {
     if house.used >= limit {
-        house.log.empty(connection)?;
+        house.log.empty(shared, connection, limit);
         measure(shared, connection, house, limit)?;
     }
     set_refusing(shared, house, house.used >= limit);
@@ -234,7 +244,7 @@ fn set_refusing(shared: &Shared, house: &mut Housekeeping, refusing: bool) {
     if refusing {
         tracing::error!(
             %path, used_bytes,
-            "the store is full of undelivered messages: new ones are refused (raise store.max_bytes, or let delivery go on)"
+            "the store is full of undelivered messages, or of a log that somebody reads for long: new ones are refused (raise store.max_bytes, let delivery go on, or end what reads the database)"
         );
     } else {
         tracing::info!(%path, used_bytes, "the store has room again");

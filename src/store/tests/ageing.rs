@@ -263,3 +263,29 @@ async fn a_long_file_of_the_log_is_emptied_before_history_leaves_for_room() {
     eventually("there is room", || lab.store.health().used_bytes < small.max_bytes).await;
     assert_eq!(lab.metrics.messages_pruned.get(), 0);
 }
+
+#[tokio::test]
+async fn no_history_leaves_for_a_log_that_somebody_reads() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = StoreSettings { max_bytes: 16 << 20, ..settings(directory.path()) };
+    let lab = Lab::open(&settings);
+    let session = lab.session("a").await.handle;
+    let text = "x".repeat(4000);
+    for _ in 0..100 {
+        lab.write(write_of(&session, &[&text])).await;
+    }
+    let last = lab.store.pending(&session, 999, usize::MAX).await.unwrap().last().unwrap().row;
+    lab.deliver(&session, last, 100).await;
+    let reader = rusqlite::Connection::open(settings.directory.join("history.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM messages").unwrap();
+    let mut accepted = 0;
+    while lab.write(write_of(&session, &[&text])).await == Settled::Durable {
+        accepted += 1;
+        assert!(accepted < 4000, "never full");
+    }
+    assert_eq!((lab.metrics.messages_pruned.get(), session.pending()), (0, accepted));
+    reader.execute_batch("COMMIT").unwrap();
+    eventually("there is room again", || !lab.store.health().full).await;
+    assert_eq!(lab.write(write_of(&session, &["fits"])).await, Settled::Durable);
+    assert_eq!(lab.metrics.messages_pruned.get(), 0);
+}
