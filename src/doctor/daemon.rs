@@ -144,7 +144,11 @@ fn told(status: &Value) -> Vec<Finding> {
     }
     if status.pointer("/store/full").and_then(Value::as_bool) == Some(true) {
         let what = "the store is full: nothing is taken in".to_owned();
-        findings.push(Finding::broken("writing", what, "raise store.max_bytes, mend the delivery, or end what reads the database for long: its log grows meanwhile"));
+        findings.push(Finding::broken(
+            "writing",
+            what,
+            "raise store.max_bytes, mend the delivery, or end what reads the database for long: its log grows meanwhile",
+        ));
     }
     let backups = number("/metrics/backups_due");
     if backups > 0 {
