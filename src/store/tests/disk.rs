@@ -1,7 +1,6 @@
 //! Real disks that are full or read-only: a small tmpfs in a mount namespace of its own. Where namespaces are not allowed
 //! the tests say so and pass.
 
-use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use super::*;
@@ -132,29 +131,4 @@ async fn inner_failing_calls() {
     let lab = Lab::open(&settings);
     let session = lab.session("a").await.handle;
     assert_eq!(lab.contents(&session).await, expected);
-}
-
-/// Cutting it costs everybody a stall, and each group a second flush until it has its length again.
-#[tokio::test]
-async fn the_file_of_the_log_is_not_cut_whenever_it_starts_anew() {
-    const LOG_BYTES: u64 = 2 << 20;
-    let place = tempfile::tempdir().unwrap();
-    let settings = StoreSettings { max_bytes: 8 * LOG_BYTES, ..settings(place.path()) };
-    let started = std::time::Instant::now();
-    let lab = Lab::open(&settings);
-    let session = lab.session("a").await.handle;
-    let log = std::fs::File::open(settings.directory.join("history.db-wal")).unwrap();
-    // How often it has started anew stands in its header.
-    let round = || {
-        let mut sequence = [0; 4];
-        log.read_exact_at(&mut sequence, 12).map_or(0, |()| u32::from_be_bytes(sequence))
-    };
-    let (text, first, mut length, mut cuts) = ("x".repeat(2000), round(), 0, 0);
-    while round() < first + 4 {
-        assert_eq!(lab.write(write_of(&session, &[&text])).await, Settled::Durable);
-        let now = log.metadata().unwrap().len();
-        cuts += u64::from(now < length && now < 2 * LOG_BYTES);
-        length = now;
-    }
-    assert!(cuts <= started.elapsed().as_secs() / 60, "{cuts} cuts in four rounds");
 }

@@ -8,6 +8,7 @@ mod changes;
 mod damage;
 mod disk;
 mod faults;
+mod log;
 mod model;
 
 use std::path::Path;
