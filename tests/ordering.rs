@@ -110,7 +110,7 @@ fn order_holds_across_kills_with_many_sessions_in_parallel() {
         // In the middle of it: some of the lines are read, some sent, some on their way.
         let stored = api.row_count();
         soon("some are stored", || api.row_count() > stored);
-        oracle.before_kill(&daemon, 2 * 4);
+        oracle.before_kill(&daemon, 4 * 4);
         daemon.kill9();
         daemon.start();
         for producer in &mut producers {

@@ -160,7 +160,7 @@ fn a_kill_repeats_two_messages_for_each_turn_at_most_however_many_sessions_there
         api.start_again();
         let wanted = 30 + dice.below(150);
         eventually(SOON, "some are delivered", || (api.row_count() >= wanted).then_some(()));
-        oracle.before_kill(&daemon, 2 * concurrency);
+        oracle.before_kill(&daemon, 4 * concurrency);
         daemon.kill9();
         daemon.start();
         oracle.check(&daemon, &api);

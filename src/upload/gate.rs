@@ -14,8 +14,9 @@ use crate::store::SessionKey;
 const REFUSED_SESSIONS: usize = 3;
 
 /// Sessions that share a request's place when the gate is wide open. With one each, the places are empty half of the time
-/// at a server that answers at once; with three nothing more is gained.
-pub const TURNS_A_REQUEST: usize = 2;
+/// at a server that answers at once; the more there are, the more cursors share a sync. More than four gain little, and a kill
+/// repeats messages of them all.
+pub const TURNS_A_REQUEST: usize = 4;
 
 /// Why the gate is closed.
 #[derive(Clone, PartialEq, Eq, Debug)]

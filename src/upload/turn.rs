@@ -27,8 +27,8 @@ pub const TURN_MESSAGES: usize = 64;
 /// Messages found invalid with nothing accepted between, after which that may be the server's fault.
 const INVALID_IN_A_ROW: u64 = 3;
 
-/// Text and audio read ahead for a turn.
-const PAGE_BYTES: usize = 1024 * 1024;
+/// Text and audio read ahead for a turn. There are several of them for each request that may be in flight.
+const PAGE_BYTES: usize = 512 * 1024;
 
 /// What turns and the scheduler share.
 #[derive(Debug, Default)]
