@@ -63,6 +63,8 @@ pub(super) struct Entry {
     pub(super) trouble: Episode,
     pub(super) backoff: Option<Box<Backoff>>,
     stage: Stage,
+    /// Something arrived since its turn began.
+    news: bool,
     waiters: Vec<Waiter>,
 }
 
@@ -80,6 +82,8 @@ enum Stage {
     Ready(Place),
     Sending,
     BackingOff(Instant),
+    /// What the books say is pending is still being committed: until it has arrived, or at most until then.
+    Unseen(Instant),
     /// Its device is not registered.
     Parked,
 }
@@ -130,7 +134,9 @@ impl Queue {
 
     /// Whether a session will be due without anything new happening, or is.
     pub(super) fn has_any_soon(&self) -> bool {
-        self.sessions.values().any(|entry| matches!(entry.stage, Stage::BackingOff(_) | Stage::Waiting(_) | Stage::Ready(_)))
+        self.sessions
+            .values()
+            .any(|entry| matches!(entry.stage, Stage::BackingOff(_) | Stage::Unseen(_) | Stage::Waiting(_) | Stage::Ready(_)))
     }
 
     /// The oldest due session, which is then being sent.
@@ -140,6 +146,7 @@ impl Queue {
             if self.sessions.contains_key(&key) {
                 let entry = self.sessions.get_mut(&key)?;
                 entry.stage = Stage::Sending;
+                entry.news = false;
                 return Some((key, entry));
             }
         }
@@ -152,11 +159,11 @@ impl Queue {
         let pending = entry.handle.pending();
         match entry.stage {
             Stage::Sending => return None,
-            Stage::Parked | Stage::BackingOff(_) | Stage::Ready(_) if pending > 0 => return None,
+            Stage::Parked | Stage::BackingOff(_) | Stage::Unseen(_) | Stage::Ready(_) if pending > 0 => return None,
             Stage::Ready(place) => {
                 self.ready.remove(&place);
             }
-            Stage::Waiting(at) | Stage::BackingOff(at) => {
+            Stage::Waiting(at) | Stage::BackingOff(at) | Stage::Unseen(at) => {
                 self.timers.remove(&(at, key));
             }
             Stage::Idle | Stage::Parked => {}
@@ -192,6 +199,25 @@ impl Queue {
             entry.answer_waiters();
             self.timers.insert((at, key));
         }
+    }
+
+    /// The session found nothing of what is pending: it takes no turn until that has arrived, unless it did during the turn.
+    pub(super) fn await_arrival(&mut self, key: SessionKey, at_most: Duration) {
+        let at = Instant::now() + at_most;
+        if let Some(entry) = self.sessions.get_mut(&key).filter(|entry| !entry.news) {
+            entry.stage = Stage::Unseen(at);
+            self.timers.insert((at, key));
+        }
+    }
+
+    /// Something of the session arrived, which is there to be sent; to be evaluated. Answers whether it was waited for.
+    pub(super) fn arrived(&mut self, key: SessionKey) -> bool {
+        let Some(entry) = self.sessions.get_mut(&key) else { return false };
+        entry.news = true;
+        let Stage::Unseen(at) = entry.stage else { return false };
+        self.timers.remove(&(at, key));
+        entry.stage = Stage::Idle;
+        true
     }
 
     /// The session waits until [`Self::unpark`].
@@ -237,7 +263,7 @@ impl Queue {
         let &(at, key) = self.timers.first().filter(|(at, _)| *at <= now)?;
         self.timers.pop_first();
         if let Some(entry) = self.sessions.get_mut(&key)
-            && matches!(entry.stage, Stage::Waiting(due) | Stage::BackingOff(due) if due == at)
+            && matches!(entry.stage, Stage::Waiting(due) | Stage::BackingOff(due) | Stage::Unseen(due) if due == at)
         {
             entry.stage = Stage::Idle;
         }
@@ -261,6 +287,7 @@ impl Entry {
             trouble: Episode::new(),
             backoff: None,
             stage: Stage::Idle,
+            news: false,
             waiters: Vec::new(),
         }
     }
@@ -367,6 +394,38 @@ mod tests {
         queue.evaluate(key, RULE);
         assert!(queue.has_ready());
         assert_eq!(queue.next_timer(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_whose_messages_are_not_to_be_seen_yet_goes_on_when_they_arrive() {
+        let mut queue = Queue::default();
+        let turn_without_a_find = |queue: &mut Queue, key| {
+            queue.turn_over(key);
+            queue.await_arrival(key, Duration::from_secs(1));
+            queue.evaluate(key, RULE);
+        };
+        enter(&mut queue, 1, 5, 1);
+        let (key, _) = queue.pop_ready().unwrap();
+        turn_without_a_find(&mut queue, key);
+        assert!(!queue.has_ready() && queue.has_any_soon());
+        queue.evaluate(key, RULE);
+        assert!(!queue.has_ready(), "nothing arrived");
+        assert!(queue.arrived(key));
+        queue.evaluate(key, RULE);
+        assert_eq!((queue.has_ready(), queue.next_timer()), (true, None));
+        // What arrives during the turn is not waited for.
+        queue.pop_ready().unwrap();
+        assert!(!queue.arrived(key));
+        queue.evaluate(key, RULE);
+        turn_without_a_find(&mut queue, key);
+        assert!(queue.has_ready());
+        // What never arrives is looked for again.
+        queue.pop_ready().unwrap();
+        turn_without_a_find(&mut queue, key);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(queue.pop_timer(Instant::now()), Some(key));
+        queue.evaluate(key, RULE);
+        assert!(queue.has_ready());
     }
 
     #[tokio::test(start_paused = true)]

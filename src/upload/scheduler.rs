@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::ages::Ages;
 use super::backoff::Backoff;
@@ -39,7 +39,7 @@ const BACKLOG_PAGE: usize = 500;
 /// How long a session is held when the store could not be read.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a session is held whose pending messages are not to be seen yet.
+/// When a session is looked at again whose pending messages are not to be seen yet, if nothing of it arrives before.
 const UNSEEN_PAUSE: Duration = Duration::from_millis(100);
 
 /// When the backlog is looked through again after the store could not be read.
@@ -276,6 +276,10 @@ impl Uploader {
             }
             let entry = self.queue.enter(handle, Instant::from_std(since), Order::Since(Instant::now()));
             entry.ended = ended.unwrap_or(entry.ended);
+            let mac = entry.handle.identity.mac;
+            if self.queue.arrived(key) {
+                debug!(mac = %mac.short(), "what was being committed is there: the session goes on");
+            }
             self.evaluate(key);
         }
     }

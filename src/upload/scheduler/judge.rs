@@ -71,7 +71,7 @@ impl Uploader {
                     entry.order = Order::Since(Instant::now());
                     if entry.handle.pending() > 0 && !went_on {
                         // Nothing to be seen of what the books say: it is not committed yet. No turn follows the other meanwhile.
-                        self.queue.back_off(key, UNSEEN_PAUSE);
+                        self.queue.await_arrival(key, UNSEEN_PAUSE);
                     }
                 }
             }
