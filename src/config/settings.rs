@@ -118,7 +118,7 @@ pub enum OnLongContent {
 /// `[upload]`
 #[derive(Clone, Debug, PartialEq)]
 pub struct UploadSettings {
-    /// Requests in flight at once; up to twice as many sessions take turns at them.
+    /// Requests in flight at once; up to four times as many sessions take turns at them.
     pub concurrency: usize,
     /// Attempts in a row before a session goes to the back of the queue.
     pub retry_attempts: u32,

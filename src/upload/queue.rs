@@ -210,7 +210,7 @@ impl Queue {
         }
     }
 
-    /// Something of the session arrived, which is there to be sent; to be evaluated. Answers whether it was waited for.
+    /// Something of the session arrived, as a rule messages that are there to be sent; to be evaluated. Answers whether it waited.
     pub(super) fn arrived(&mut self, key: SessionKey) -> bool {
         let Some(entry) = self.sessions.get_mut(&key) else { return false };
         entry.news = true;

@@ -278,7 +278,7 @@ impl Uploader {
             entry.ended = ended.unwrap_or(entry.ended);
             let mac = entry.handle.identity.mac;
             if self.queue.arrived(key) {
-                debug!(mac = %mac.short(), "what was being committed is there: the session goes on");
+                debug!(mac = %mac.short(), "something arrived for a session that had looked too early: it goes on");
             }
             self.evaluate(key);
         }

@@ -27,7 +27,7 @@ pub const TURN_MESSAGES: usize = 64;
 /// Messages found invalid with nothing accepted between, after which that may be the server's fault.
 const INVALID_IN_A_ROW: u64 = 3;
 
-/// Text and audio read ahead for a turn. There are several of them for each request that may be in flight.
+/// Text and audio read ahead for a turn, but one message at least. There are four turns for each request that may be in flight.
 const PAGE_BYTES: usize = 512 * 1024;
 
 /// What turns and the scheduler share.
