@@ -396,6 +396,40 @@ fn a_flaky_server_gets_everything_and_a_busy_line_is_no_outage() {
 }
 
 #[test]
+fn after_an_outage_requests_grow_one_by_one_with_the_answers_and_a_failure_costs_half_of_them_only_for_a_while() {
+    let (api, _) = ground(Variant::Fork);
+    let builder = Daemon::builder().api(&api).set("manager_api.timeout", "'5s'");
+    let daemon = builder.set("upload.backoff_initial", "'1s'").set("upload.backoff_max", "'1s'").start();
+    let mut oracle = Oracle::new(&daemon);
+    say(&daemon, MAC, "before", "Hello");
+    soon("the server's profile is known", || daemon.metric("pending") == 0);
+    let before = api.reports().len();
+    api.stop();
+    // More than a turn's messages each: it is the answers that count, not the turns that end.
+    drop(talk(&daemon, &mut oracle, 12, 100));
+    soon("the gate is closed", || daemon.status()["gate"]["kind"] == "outage");
+    api.rule(Rule::new(Fault::status(500)).after(20).times(1));
+    api.rule(Rule::new(Fault::HangBeforeHeaders).after(40));
+    api.rule(Rule::new(Fault::Delay(Duration::from_millis(5))));
+    api.start_again();
+    soon("as many as may be are in flight again", || {
+        api.reports().iter().filter(|report| report.finished.is_none()).count() == 4
+    });
+    assert_eq!(api.overlap(), (4, false));
+    let mut reports = api.reports().split_off(before);
+    reports.sort_by_key(|report| report.at);
+    for (index, report) in reports.iter().enumerate().take(20) {
+        let before = reports[..index].iter().filter(|other| other.finished.is_none_or(|finished| finished > report.at)).count();
+        let answered = index - before;
+        assert!(answered >= before * (before + 1) / 2, "{before} others under way after {answered} answers");
+    }
+    api.clear_faults();
+    eventually(6 * SOON, "all is through", || (daemon.metric("pending") == 0).then_some(()));
+    oracle.check(&daemon, &api);
+    assert_eq!(daemon.metric("rejected"), 0);
+}
+
+#[test]
 fn a_closed_gate_costs_no_processor_time() {
     let (api, _) = ground(Variant::Fork);
     let daemon = Daemon::builder().api(&api).set("upload.backoff_initial", "'500ms'").set("upload.backoff_max", "'1s'").start();

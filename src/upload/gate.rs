@@ -3,7 +3,8 @@
 //! Pure: it is given instants and random numbers. While it is closed nothing is dropped and one probe at a time knocks,
 //! with backoff and jitter (on the first one, too, so that a fleet does not knock in step). Only the answer to a knock
 //! opens it or sets the time of the next: what comes back from reports that were under way when it closed is old news.
-//! After it opens, concurrency grows one by one while answers are good and halves on trouble.
+//! After it opens, concurrency grows one by one while answers are good and halves on trouble. It grows by one for as many
+//! accepted reports as may be in flight: at the pace of the server, one more for each time that it takes to answer.
 
 use std::time::{Duration, Instant};
 
@@ -94,6 +95,8 @@ pub struct Gate {
     shut: Option<Shut>,
     concurrency: usize,
     allowed: usize,
+    /// Reports accepted since `allowed` grew or shrank.
+    credit: u64,
     later_in_a_row: usize,
     refused: Vec<SessionKey>,
     backoff: Backoff,
@@ -104,7 +107,7 @@ impl Gate {
     #[must_use]
     pub fn new(concurrency: usize, backoff: Backoff) -> Self {
         let concurrency = concurrency.max(1);
-        Self { shut: None, concurrency, allowed: concurrency, later_in_a_row: 0, refused: Vec::new(), backoff }
+        Self { shut: None, concurrency, allowed: concurrency, credit: 0, later_in_a_row: 0, refused: Vec::new(), backoff }
     }
 
     /// Takes over changed settings.
@@ -195,15 +198,33 @@ impl Gate {
     /// Messages were accepted.
     pub fn accepted(&mut self) -> Change {
         self.flowing();
-        if self.shut.is_some() {
-            if self.is_answered() {
-                self.backoff.reset();
-            }
-            return self.open();
+        if self.shut.is_none() || self.is_answered() {
+            self.backoff.reset();
         }
-        self.backoff.reset();
-        self.allowed = (self.allowed + 1).min(self.concurrency);
-        Change::None
+        self.open()
+    }
+
+    /// So many reports were accepted while no more were in flight than may be: more may be.
+    pub fn grow(&mut self, reports: u64) {
+        if self.grows_in().is_none() {
+            return;
+        }
+        self.credit += reports;
+        while let Some(needed) = self.growth().filter(|needed| *needed <= self.credit) {
+            self.credit -= needed;
+            self.allowed += 1;
+        }
+    }
+
+    /// How many more reports must be accepted until more may be in flight; `None` if that is not to be.
+    #[must_use]
+    pub fn grows_in(&self) -> Option<u64> {
+        self.growth().filter(|_| self.shut.is_none()).map(|needed| needed.saturating_sub(self.credit))
+    }
+
+    /// Reports that one more in flight costs.
+    fn growth(&self) -> Option<u64> {
+        (self.allowed < self.concurrency).then_some(self.allowed as u64)
     }
 
     /// Messages were accepted since the failure before: failures are not in a row.
@@ -241,7 +262,7 @@ impl Gate {
     /// that attempt began. `wait`: the server's `Retry-After`, which the next knock honours.
     pub fn later(&mut self, reason: &str, alone: bool, wait: Option<Duration>, now: Instant, random: f64) -> Change {
         self.later_in_a_row += 1;
-        self.allowed = (self.allowed / 2).max(1);
+        (self.allowed, self.credit) = ((self.allowed / 2).max(1), 0);
         if self.shut.is_none() {
             let outage = alone || self.later_in_a_row >= 2 * self.concurrency;
             return if outage { self.close(Closed::Outage(reason.to_owned()), wait, now, random) } else { Change::None };
@@ -275,7 +296,7 @@ impl Gate {
             return Change::None;
         }
         self.shut = None;
-        self.allowed = 1;
+        (self.allowed, self.credit) = (1, 0);
         self.later_in_a_row = 0;
         Change::Opened
     }

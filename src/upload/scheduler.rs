@@ -79,6 +79,8 @@ pub struct Uploader {
     /// One permit for each request that may be in flight.
     requests_in_flight: Arc<Semaphore>,
     files: FileReader,
+    /// Reports accepted when it was last looked at whether more may be in flight.
+    accepted_seen: u64,
     /// Reports accepted when the last failure was judged.
     accepted_before: u64,
     /// Failed attempts whose message was accepted at a later one.
@@ -168,6 +170,7 @@ impl Uploader {
             settling: Vec::new(),
             requests_in_flight: Arc::new(Semaphore::new(current.upload.concurrency)),
             files: FileReader::default(),
+            accepted_seen: 0,
             accepted_before: 0,
             mended: 0,
             backlog_again: None,
@@ -183,6 +186,7 @@ impl Uploader {
         self.look_through(None);
         loop {
             self.end_settled();
+            self.let_in_more();
             self.start_work();
             self.hold_or_not();
             self.hurry_cursors();
@@ -208,6 +212,7 @@ impl Uploader {
                         self.done(done);
                     }
                 }
+                () = self.progress.grows.notified() => {}
                 request = self.requests.recv() => match request {
                     Some(request) => self.requested(request),
                     None => return,
@@ -506,6 +511,18 @@ impl Uploader {
         if let Some((_, after)) = self.backlog_again.take_if(|(at, _)| *at <= now) {
             self.look_through(after);
         }
+    }
+
+    /// As many more as what was accepted meanwhile allows.
+    fn let_in_more(&mut self) {
+        let accepted = self.progress.accepted.load(Ordering::Relaxed);
+        let more = accepted - std::mem::replace(&mut self.accepted_seen, accepted);
+        // While there are turns that began when more were let in, what is accepted is no reason to let in more again.
+        if self.sending <= self.gate.turns() {
+            self.gate.grow(more);
+        }
+        let grows_at = self.gate.grows_in().map_or(u64::MAX, |reports| accepted + reports);
+        self.progress.grows_at.store(grows_at, Ordering::Relaxed);
     }
 
     /// Tells the turns whether they may go on.

@@ -31,10 +31,14 @@ const INVALID_IN_A_ROW: u64 = 3;
 const PAGE_BYTES: usize = 512 * 1024;
 
 /// What turns and the scheduler share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
     /// Reports accepted since the start, of all sessions.
     pub accepted: AtomicU64,
+    /// When that many are, more requests may be in flight: the scheduler wants to know.
+    pub grows_at: AtomicU64,
+    /// Told when they are.
+    pub grows: Notify,
     /// Messages found invalid since the last report that was accepted.
     pub invalid: AtomicU64,
     /// The gate is closed or lets fewer in, or the server's profile must be asked for first: turns end after the report they
@@ -44,6 +48,30 @@ pub struct Progress {
     pub held: Notify,
     /// Messages that are cut are told of once a minute, whichever session they are of.
     pub cut: Mutex<Throttle>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            accepted: AtomicU64::new(0),
+            grows_at: AtomicU64::new(u64::MAX),
+            grows: Notify::new(),
+            invalid: AtomicU64::new(0),
+            hold: AtomicBool::new(false),
+            held: Notify::new(),
+            cut: Mutex::default(),
+        }
+    }
+}
+
+impl Progress {
+    /// A report was accepted.
+    fn accept(&self) {
+        self.invalid.store(0, Ordering::Relaxed);
+        if self.accepted.fetch_add(1, Ordering::Relaxed) + 1 >= self.grows_at.load(Ordering::Relaxed) {
+            self.grows.notify_one();
+        }
+    }
 }
 
 /// What a turn needs.
@@ -262,8 +290,7 @@ impl Turn {
             match &attempt.verdict {
                 Verdict::Delivered => {
                     drop(permit);
-                    self.progress.accepted.fetch_add(1, Ordering::Relaxed);
-                    self.progress.invalid.store(0, Ordering::Relaxed);
+                    self.progress.accept();
                     end.reports += 1;
                     // Counted when it is through: once a message, not at every attempt.
                     self.metrics.messages_split.add(u64::from(offset == 0 && !part.is_last));

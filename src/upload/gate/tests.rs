@@ -55,12 +55,32 @@ fn concurrency_grows_one_by_one_after_it_opened_and_halves_on_trouble() {
     gate.probe_over();
     assert_eq!(gate.welcomed(), Change::Opened);
     assert_eq!(gate.allowed(), 1);
-    for expected in [2, 3, 4, 4] {
-        gate.accepted();
-        assert_eq!(gate.allowed(), expected);
+    // One more for as many reports as may be in flight.
+    for (reports, allowed, grows_in) in
+        [(1, 2, Some(2)), (1, 2, Some(1)), (1, 3, Some(3)), (2, 3, Some(1)), (1, 4, None), (9, 4, None)]
+    {
+        gate.grow(reports);
+        assert_eq!((gate.allowed(), gate.grows_in()), (allowed, grows_in));
     }
     gate.later("busy", false, None, now, 0.5);
-    assert_eq!(gate.allowed(), 2);
+    assert_eq!((gate.allowed(), gate.grows_in()), (2, Some(2)), "what was accepted before is no credit");
+    gate.grow(1);
+    gate.later("busy", false, None, now, 0.5);
+    assert_eq!((gate.allowed(), gate.grows_in()), (1, Some(1)));
+    gate.grow(6);
+    assert_eq!(gate.allowed(), 4, "told late of many, it has missed nothing");
+}
+
+#[test]
+fn behind_a_closed_gate_nothing_grows() {
+    let (mut gate, now) = (gate(), Instant::now());
+    gate.operator("wrong secret", now, 0.5);
+    gate.grow(100);
+    assert_eq!(gate.grows_in(), None);
+    gate.start_probe(now + Duration::from_secs(1));
+    gate.probe_over();
+    assert_eq!(gate.welcomed(), Change::Opened);
+    assert_eq!((gate.allowed(), gate.grows_in()), (1, Some(1)));
 }
 
 #[test]
@@ -163,7 +183,7 @@ fn failures_between_acceptances_are_no_outage() {
 
 proptest! {
     #[test]
-    fn the_gate_never_sticks_and_knocks_one_at_a_time(events in prop::collection::vec(0_u8..10, 0..200)) {
+    fn the_gate_never_sticks_and_knocks_one_at_a_time(events in prop::collection::vec(0_u8..11, 0..200)) {
         let (mut gate, mut now, mut under_way) = (gate(), Instant::now(), false);
         for event in events {
             now += Duration::from_secs(1);
@@ -175,6 +195,7 @@ proptest! {
                 4 => { gate.operator("x", now, 0.3); }
                 5 => { gate.refused(SessionKey(i64::from(event)), "x", now, 0.3); }
                 6 => { gate.knock_now(now); }
+                10 => gate.grow(3),
                 7 | 8 if under_way => {
                     gate.probe_over();
                     match event {
@@ -193,6 +214,8 @@ proptest! {
             // Open with room, or closed with a knock to come or under way.
             prop_assert!(gate.allowed() > 0 || gate.next_probe().is_some() || under_way);
             prop_assert!(gate.closed().is_some() || !under_way, "a knock is under way at an open gate");
+            let may_grow = (1..gate.concurrency()).contains(&gate.allowed());
+            prop_assert!(gate.allowed() <= gate.concurrency() && gate.grows_in().is_some_and(|reports| reports > 0) == may_grow);
         }
     }
 }

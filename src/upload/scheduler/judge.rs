@@ -19,18 +19,14 @@ use crate::upload::turn::{Failure, Outcome, TurnEnd};
 
 impl Uploader {
     pub(super) fn turn_ended(&mut self, key: SessionKey, knocked: bool, end: TurnEnd) {
-        // It began when more were let in: what it brought is no reason to let in more again.
-        let too_many = self.gate.closed().is_none() && self.sending > self.gate.turns();
+        // What was accepted before it failed was.
+        self.let_in_more();
         self.sending -= 1;
         let TurnEnd { reports, passed, answered, outcome, permit } = end;
         if knocked {
             self.gate.probe_over();
         }
         let change = match (reports, answered) {
-            (1.., _) if too_many => {
-                self.gate.flowing();
-                Change::None
-            }
             (1.., _) => self.gate.accepted(),
             (0, true) => self.gate.answered(),
             (0, false) => Change::None,
