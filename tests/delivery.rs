@@ -383,6 +383,41 @@ fn audio_that_is_too_large_for_what_stands_before_the_server_costs_no_text() {
 }
 
 #[test]
+fn audio_goes_with_its_message_at_once_and_after_a_restart_and_only_if_it_is_to_be_sent() {
+    let api = ManagerApi::start(Variant::Upstream);
+    api.register_with_conf(MAC, 2);
+    let mut daemon = Daemon::builder().api(&api).set("manager_api.send_audio", "true").start();
+    let recorded = ["AAAA", "", "CCCC", "", "EEEE", ""].map(|group| (!group.is_empty()).then(|| group.repeat(30_000)));
+    let say = |daemon: &Daemon, session: &str| {
+        let mut agent = Agent::connect(daemon);
+        agent.bind(MAC, session);
+        for (index, audio) in recorded.iter().enumerate() {
+            agent.line(&json!({ "type": "message", "chat_type": 1, "content": format!("{index}"), "audio_base64": audio }));
+        }
+        assert_eq!(agent.flush("durable")["ok"], true);
+    };
+    let sent = |session: &str| {
+        api.wait_for_rows(session, 6);
+        let reports = api.reports().into_iter().filter_map(|report| report.report);
+        reports.filter(|report| report.session_id == session).map(|report| report.audio).collect::<Vec<_>>()
+    };
+    say(&daemon, "at once");
+    assert!(sent("at once") == recorded);
+    api.stop();
+    say(&daemon, "after a restart");
+    daemon.kill9();
+    api.start_again();
+    daemon.start();
+    assert!(sent("after a restart") == recorded);
+    assert_eq!(daemon.metric("audio_not_sent"), 0);
+    daemon.set("manager_api.send_audio", "false");
+    daemon.restart();
+    say(&daemon, "without");
+    assert!(sent("without").iter().all(Option::is_none));
+    soon("what was left out is counted", || daemon.metric("audio_not_sent") == 3);
+}
+
+#[test]
 fn what_was_cut_or_left_out_is_counted_once_a_message_however_often_it_was_tried() {
     let api = ManagerApi::start(Variant::Fork);
     api.register(MAC);

@@ -12,6 +12,7 @@ use crate::support::loop_disk::{Journaled, LoopDisk, store_on};
 use crate::support::{Agent, Daemon, Fault, ManagerApi, Oracle, Producer, Rule, Variant, disk, eventually, soon};
 
 const MAC: &str = "68:25:dd:ba:39:78";
+const OTHER_MAC: &str = "68:25:dd:ba:39:79";
 const FAILING: &str = "the store cannot be written";
 /// SQLite as we build it calls `fdatasync` (.cargo/config.toml), and `fsync` for directories.
 const SYNC: &str = "fsync,fdatasync";
@@ -97,6 +98,21 @@ fn delivered_messages_that_the_archive_will_lack_are_one_error() {
     });
     soon("it is told", || lines(&daemon, "ERROR delivered messages leave the shelf") > 0);
     assert_eq!(lines(&daemon, "ERROR delivered messages leave the shelf"), 1, "{}", daemon.log());
+}
+
+#[test]
+fn what_cannot_be_written_is_delivered_with_its_audio() {
+    let Some((disk, api, daemon)) = on_a_small_disk() else { return };
+    api.register_with_conf(OTHER_MAC, 2);
+    let daemon = daemon.set("manager_api.send_audio", "true").start();
+    let mut producer = delivered_before(&daemon);
+    disk.fill();
+    speak_until_it_fails(&daemon, &mut producer, "full");
+    let mut agent = Agent::connect(&daemon);
+    agent.bind(OTHER_MAC, "sound");
+    agent.line(&json!({ "type": "message", "chat_type": 1, "content": "Listen", "audio_base64": "UklGRg==" }));
+    assert_eq!(api.wait_for_rows("sound", 1)[0].audio.as_deref(), Some(b"RIFF".as_slice()));
+    assert!(is_failing(&daemon));
 }
 
 #[test]

@@ -102,11 +102,11 @@ pub fn idempotency_key(uuid: Uuid, part: &Part) -> String {
     if part.range.start == 0 && part.is_last { uuid.to_string() } else { format!("{uuid}-{}", part.range.start) }
 }
 
-/// The audio that goes with a report: only when `send_audio` is on and it is not over [`AUDIO_CAP_BYTES`]. When this is
-/// `None` though there was some, the text goes without it, to be counted.
+/// The audio that goes with a report: only when it is not over [`AUDIO_CAP_BYTES`]. When this is `None`, the text goes
+/// without it, to be counted.
 #[must_use]
-pub fn audio_to_send(audio: Option<&[u8]>, send_audio: bool) -> Option<&[u8]> {
-    audio.filter(|audio| send_audio && !audio.is_empty() && audio.len() <= AUDIO_CAP_BYTES)
+pub fn audio_to_send(audio: &[u8]) -> Option<&[u8]> {
+    Some(audio).filter(|audio| !audio.is_empty() && audio.len() <= AUDIO_CAP_BYTES)
 }
 
 const fn wire_time(time: UnixMillis, unit: TimeUnit) -> i64 {
@@ -346,13 +346,11 @@ mod tests {
     #[test]
     fn audio_goes_only_when_asked_for_and_within_the_cap() {
         let small = [1, 2, 3];
-        assert_eq!(audio_to_send(Some(&small), true), Some(&small[..]));
-        assert_eq!(audio_to_send(Some(&small), false), None);
-        assert_eq!(audio_to_send(Some(&[]), true), None);
-        assert_eq!(audio_to_send(None, true), None);
+        assert_eq!(audio_to_send(&small), Some(&small[..]));
+        assert_eq!(audio_to_send(&[]), None);
         let large = vec![0; AUDIO_CAP_BYTES + 1];
-        assert_eq!(audio_to_send(Some(&large), true), None);
-        assert!(audio_to_send(large.get(1..), true).is_some());
+        assert_eq!(audio_to_send(&large), None);
+        assert!(large.get(1..).and_then(audio_to_send).is_some());
     }
 
     proptest! {

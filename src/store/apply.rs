@@ -148,7 +148,7 @@ impl<'c> Applier<'c> {
         Ok(())
     }
 
-    /// A message that may be there already, as far as it is known in memory.
+    /// A message that may be there already, as far as it is known in memory: if it is not, its audio is gone.
     pub(super) fn known(&mut self, key: SessionKey, message: &PendingMessage) -> rusqlite::Result<()> {
         let PendingMessage { row, uuid, chat_type, time, recorded, disposition, .. } = *message;
         let known = NewMessage {
@@ -159,7 +159,7 @@ impl<'c> Applier<'c> {
             recorded,
             event_id: None,
             extra: None,
-            audio: message.audio.clone(),
+            audio: None,
             interrupted: false,
             uncommitted: false,
             sendable: disposition == Disposition::Send,

@@ -225,7 +225,8 @@ fn note_recent(shared: &Shared, write: &mut SessionWrite, first_row: i64) {
         let disposition = if message.sendable { Disposition::Send } else { Disposition::KeepOnly };
         let NewMessage { uuid, chat_type, content, time, recorded, audio, .. } = message;
         let row = RowId(row);
-        let pending = PendingMessage { row, uuid, chat_type, content, time, recorded, audio, disposition };
+        let has_audio = audio.is_some();
+        let pending = PendingMessage { row, uuid, chat_type, content, time, recorded, has_audio, disposition };
         write.session.note_recent(pending, &shared.recent);
     }
 }

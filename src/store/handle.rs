@@ -180,16 +180,32 @@ impl Store {
             return Ok(messages);
         }
         let stored_to = messages.last().map_or(after, |message| message.row);
-        let weight = |message: &PendingMessage| message.content.len() + message.audio.as_ref().map_or(0, Vec::len);
-        let mut bytes: usize = messages.iter().map(weight).sum();
+        let mut bytes: usize = messages.iter().map(|message| message.content.len()).sum();
         for message in shelved.into_iter().filter(|message| message.row > stored_to) {
-            bytes += weight(&message);
+            bytes += message.content.len();
             if messages.len() >= limit || (bytes > max_bytes && !messages.is_empty()) {
                 break;
             }
             messages.push(message);
         }
         Ok(messages)
+    }
+
+    /// The audio of a pending message, which may be megabytes; `None`: there is none, or it is damaged.
+    ///
+    /// # Errors
+    /// When it cannot be read: the session is held.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only reads.
+    pub async fn audio(&self, row: RowId) -> Result<Option<Vec<u8>>, StoreError> {
+        let shared = self.shared();
+        // The shelf first: what is written from it meanwhile is then in the database.
+        let shelved = shared.shelf().audio(row);
+        match shelved {
+            Some(audio) => Ok(Some(audio)),
+            None => shared.readers.spawn(move |connection| reads::audio(connection, row)).await,
+        }
     }
 
     /// Sets the cursor of a session at once and queues its writing. Never blocks. Counts `delivered` and `rejected`.

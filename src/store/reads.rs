@@ -14,7 +14,7 @@ use crate::protocol::{ChatType, SessionIdentity, UnixMillis};
 /// The most that a page of texts weighs, unless it is a single one: a row may be as long as a line of a producer.
 pub(super) const PAGE_BYTES: usize = 4 << 20;
 
-/// The rows of a session after `after`: at most `limit`, at most `max_bytes` of text and audio (but at least one).
+/// The rows of a session after `after`: at most `limit`, at most `max_bytes` of text (but at least one).
 /// Answers whether more may follow, too.
 pub(super) fn pending(
     connection: &Connection,
@@ -34,11 +34,12 @@ pub(super) fn pending(
     let (mut messages, mut bytes) = (Vec::<PendingMessage>::new(), 0);
     while let Some(row) = rows.next()? {
         let stored = StoredMessage::by_index(connection, row, messages.last().map_or(after, |last| last.row))?;
-        bytes += stored.bytes();
+        let message = pending_message(&stored);
+        bytes += message.content.len();
         if bytes > max_bytes && !messages.is_empty() {
             return Ok((messages, true));
         }
-        messages.push(pending_message(&stored));
+        messages.push(message);
     }
     let more = messages.len() >= limit;
     Ok((messages, more))
@@ -54,7 +55,7 @@ fn pending_message(stored: &StoredMessage<'_>) -> PendingMessage {
             content: row.content.to_owned(),
             time: UnixMillis(row.time_ms),
             recorded: UnixMillis(row.recorded_ms),
-            audio: row.audio.map(<[u8]>::to_vec),
+            has_audio: row.audio.is_some(),
             disposition: if row.flags & flags::KEEP_ONLY == 0 { Disposition::Send } else { Disposition::KeepOnly },
         },
         _ => PendingMessage {
@@ -64,10 +65,20 @@ fn pending_message(stored: &StoredMessage<'_>) -> PendingMessage {
             content: String::new(),
             time: UnixMillis(0),
             recorded: UnixMillis(0),
-            audio: None,
+            has_audio: false,
             disposition: Disposition::Damaged,
         },
     }
+}
+
+/// The audio of a message; `None`: there is none, or it is damaged by now.
+pub(super) fn audio(connection: &Connection, row: RowId) -> rusqlite::Result<Option<Vec<u8>>> {
+    let sql = format!("SELECT {MESSAGE_COLUMNS} FROM messages NOT INDEXED WHERE id = ?1");
+    let audio = cached(connection, &sql)?.query_row([row.0], |row| {
+        let stored = StoredMessage::of(row)?;
+        Ok(stored.sound.and_then(|message| message.audio.map(<[u8]>::to_vec)))
+    });
+    Ok(audio.optional()?.flatten())
 }
 
 /// How many messages a session has.

@@ -2,7 +2,7 @@
 //! read again, which is most of the work on the way of a lone message.
 //!
 //! Promises: what is kept is durable, and it is *all* rows of the session above a known one, or nothing; small for each
-//! session and for all together. Refuses: to be needed — what is not here is read from the database.
+//! session and for all together. Refuses: to be needed — what is not here is read from the database — and to keep audio.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl Recent {
         self.messages.iter()
     }
 
-    /// All rows above `after`, at most `limit`, and no more than `max_bytes` of text and audio (but at least one), and whether more may
+    /// All rows above `after`, at most `limit`, and no more than `max_bytes` of text (but at least one), and whether more may
     /// follow. `None`: they have to be read.
     pub(super) fn after(&self, after: RowId, limit: usize, max_bytes: usize) -> Option<(Vec<PendingMessage>, bool)> {
         if self.above.is_none_or(|above| above > after) {
@@ -89,7 +89,7 @@ impl Recent {
         }
         let (mut found, mut bytes) = (Vec::new(), 0);
         for message in self.messages.iter().filter(|message| message.row > after) {
-            bytes += message.content.len() + message.audio.as_ref().map_or(0, Vec::len);
+            bytes += message.content.len();
             if found.len() >= limit || (bytes > max_bytes && !found.is_empty()) {
                 return Some((found, true));
             }
@@ -107,7 +107,7 @@ impl Drop for Recent {
 }
 
 fn weight(message: &PendingMessage) -> usize {
-    std::mem::size_of::<PendingMessage>() + message.content.len() + message.audio.as_ref().map_or(0, Vec::len)
+    std::mem::size_of::<PendingMessage>() + message.content.len()
 }
 
 #[cfg(test)]
@@ -124,7 +124,7 @@ mod tests {
             content: text.to_owned(),
             time: UnixMillis(0),
             recorded: UnixMillis(0),
-            audio: None,
+            has_audio: false,
             disposition: Disposition::Send,
         }
     }

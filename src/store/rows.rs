@@ -38,11 +38,6 @@ impl<'r> StoredMessage<'r> {
         }
         Ok(stored)
     }
-
-    /// Bytes of text and audio.
-    pub(super) fn bytes(&self) -> usize {
-        self.sound.as_ref().map_or(0, |row| row.content.len() + row.audio.map_or(0, <[u8]>::len))
-    }
 }
 
 fn fields<'r>(row: &'r Row<'_>) -> rusqlite::Result<Option<(RowFields<'r>, u32)>> {

@@ -248,6 +248,16 @@ impl Shelf {
         of_session.flat_map(ShelvedWrite::messages).filter(|(row, _)| *row > after).take(limit).map(pending_message).collect()
     }
 
+    /// The audio of a message, if it stands here.
+    pub(super) fn audio(&self, row: RowId) -> Option<Vec<u8>> {
+        self.items.iter().find_map(|item| match item {
+            Shelved::Write(shelved) => {
+                shelved.messages().find(|(known, _)| *known == row).and_then(|(_, message)| message.audio.clone())
+            }
+            _ => None,
+        })
+    }
+
     /// All messages of a session with their rows.
     pub(super) fn all_messages(&self, key: SessionKey, after: RowId, limit: usize) -> Vec<(RowId, NewMessage)> {
         let of_session = self.items.iter().filter_map(|item| match item {
@@ -321,7 +331,7 @@ fn pending_message((row, message): (RowId, &NewMessage)) -> PendingMessage {
         content: message.content.clone(),
         time: message.time,
         recorded: message.recorded,
-        audio: message.audio.clone(),
+        has_audio: message.audio.is_some(),
         disposition: if message.sendable { Disposition::Send } else { Disposition::KeepOnly },
     }
 }

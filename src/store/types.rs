@@ -241,8 +241,8 @@ pub struct PendingMessage {
     pub time: UnixMillis,
     /// When the daemon took it in.
     pub recorded: UnixMillis,
-    /// Decoded audio.
-    pub audio: Option<Vec<u8>>,
+    /// There is audio with it: `Store::audio` reads it.
+    pub has_audio: bool,
     /// What to do with it.
     pub disposition: Disposition,
 }

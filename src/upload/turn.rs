@@ -27,7 +27,8 @@ pub const TURN_MESSAGES: usize = 64;
 /// Messages found invalid with nothing accepted between, after which that may be the server's fault.
 const INVALID_IN_A_ROW: u64 = 3;
 
-/// Text and audio read ahead for a turn, but one message at least. There are four turns for each request that may be in flight.
+/// Text read ahead for a turn, but one message at least. There are four turns for each request that may be in flight, so audio
+/// is not read ahead: it is there while its report is in flight.
 const PAGE_BYTES: usize = 512 * 1024;
 
 /// What turns and the scheduler share.
@@ -272,8 +273,13 @@ impl Turn {
                 return Ok(());
             }
             // The audio belongs to the whole message: it goes with the first part.
-            let recorded = message.audio.as_deref().filter(|_| offset == 0);
-            let audio = audio_to_send(recorded, self.settings.manager_api.send_audio && !audio_is_too_large);
+            let has_audio = message.has_audio && offset == 0;
+            let recorded = if has_audio && self.settings.manager_api.send_audio && !audio_is_too_large {
+                self.store.audio(message.row).await.map_err(Outcome::Unreadable)?
+            } else {
+                None
+            };
+            let audio = recorded.as_deref().and_then(audio_to_send);
             let report = Report {
                 mac: self.handle.identity.mac,
                 session_id: &session_id_within(self.handle.identity.session_id.as_str(), self.profile.session_id_limit),
@@ -284,6 +290,8 @@ impl Turn {
                 unit: self.profile.unit,
             };
             let body = encode(&report, self.settings.manager_api.escape_html);
+            let with_audio = audio.is_some();
+            drop(recorded);
             let accepted_before = self.progress.accepted.load(Ordering::Relaxed);
             let attempt = self.api.report(body, &idempotency_key(message.uuid, &part)).await;
             self.book(&attempt);
@@ -294,7 +302,7 @@ impl Turn {
                     end.reports += 1;
                     // Counted when it is through: once a message, not at every attempt.
                     self.metrics.messages_split.add(u64::from(offset == 0 && !part.is_last));
-                    self.metrics.audio_not_sent.add(u64::from(recorded.is_some() && audio.is_none()));
+                    self.metrics.audio_not_sent.add(u64::from(has_audio && !with_audio));
                     if matches!(content, Cow::Owned(_)) {
                         self.tell_of_cut();
                     }
@@ -318,7 +326,7 @@ impl Turn {
                     end.answered = true;
                     return Err(Outcome::Unregistered);
                 }
-                Verdict::Refused { .. } if attempt.status == Some(413) && audio.is_some() => audio_is_too_large = true,
+                Verdict::Refused { .. } if attempt.status == Some(413) && with_audio => audio_is_too_large = true,
                 _ => {
                     end.permit = permit;
                     let nothing_else = self.progress.accepted.load(Ordering::Relaxed) == accepted_before;

@@ -169,7 +169,11 @@ async fn what_was_just_said_survives_damage_that_leaves_nothing_of_it_to_read() 
     let lab = Lab::open(&settings);
     let (session, old) = (lab.session("a").await.handle, lab.session("old").await.handle);
     lab.write(write_of(&old, &["before"])).await;
-    lab.write(write_of(&session, &["one", "two", "three"])).await;
+    lab.write(write_of(&session, &["one", "two"])).await;
+    let with_audio = NewMessage { audio: Some(vec![7; 100_000]), ..message("three") };
+    lab.write(SessionWrite { messages: vec![with_audio], ..empty_write(&session) }).await;
+    let row = lab.store.pending(&session, 9, 999).await.unwrap()[2].row;
+    assert_eq!(lab.store.audio(row).await.unwrap().map(|audio| audio.len()), Some(100_000));
     let hand = rusqlite::Connection::open(settings.directory.join("history.db")).unwrap();
     hand.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
     drop(hand);
@@ -187,6 +191,7 @@ async fn what_was_just_said_survives_damage_that_leaves_nothing_of_it_to_read() 
     assert_eq!(lab.contents(&session).await, ["one", "two", "three"]);
     assert_eq!(session.pending(), 3);
     assert_eq!(lab.metrics.rejected.get(RejectReason::Damaged), 0);
+    assert_eq!(lab.store.audio(row).await.unwrap(), None, "the sound is lost, the words are not");
 }
 
 #[tokio::test]
