@@ -399,7 +399,8 @@ fn a_flaky_server_gets_everything_and_a_busy_line_is_no_outage() {
 fn after_an_outage_requests_grow_one_by_one_with_the_answers_and_a_failure_costs_half_of_them_only_for_a_while() {
     let (api, _) = ground(Variant::Fork);
     let builder = Daemon::builder().api(&api).set("manager_api.timeout", "'5s'");
-    let daemon = builder.set("upload.backoff_initial", "'1s'").set("upload.backoff_max", "'1s'").start();
+    // No session that failed comes back meanwhile: what happens is the work of the answers.
+    let mut daemon = builder.set("upload.backoff_initial", "'60s'").set("upload.backoff_max", "'60s'").start();
     let mut oracle = Oracle::new(&daemon);
     say(&daemon, MAC, "before", "Hello");
     soon("the server's profile is known", || daemon.metric("pending") == 0);
@@ -412,6 +413,8 @@ fn after_an_outage_requests_grow_one_by_one_with_the_answers_and_a_failure_costs
     api.rule(Rule::new(Fault::HangBeforeHeaders).after(40));
     api.rule(Rule::new(Fault::Delay(Duration::from_millis(5))));
     api.start_again();
+    // It knocks at once.
+    daemon.hup();
     soon("as many as may be are in flight again", || {
         api.reports().iter().filter(|report| report.finished.is_none()).count() == 4
     });
@@ -424,9 +427,30 @@ fn after_an_outage_requests_grow_one_by_one_with_the_answers_and_a_failure_costs
         assert!(answered >= before * (before + 1) / 2, "{before} others under way after {answered} answers");
     }
     api.clear_faults();
+    // Nor would those come back soon that failed.
+    daemon.restart();
     eventually(6 * SOON, "all is through", || (daemon.metric("pending") == 0).then_some(()));
     oracle.check(&daemon, &api);
     assert_eq!(daemon.metric("rejected"), 0);
+}
+
+/// Its pool of connections to the database is nearly empty, for instance.
+#[test]
+fn a_server_that_takes_few_reports_at_a_time_gets_them_all_and_is_seldom_asked_for_more() {
+    for (most, messages) in [(1, 30), (2, 40)] {
+        let api = ManagerApi::start(Variant::Upstream);
+        api.register(MAC);
+        api.fault(Fault::Overload(most, Duration::from_millis(5)));
+        let daemon = hasty(&api).start();
+        let mut oracle = Oracle::new(&daemon);
+        drop(talk(&daemon, &mut oracle, 16, messages));
+        eventually(6 * SOON, "all is through", || (daemon.metric("pending") == 0).then_some(()));
+        oracle.check(&daemon, &api);
+        let (failed, delivered) = (daemon.labelled("attempts", "later"), daemon.metric("delivered"));
+        eprintln!("{most} at a time: {failed} failed, {delivered} delivered");
+        assert_eq!(daemon.metric("rejected"), 0);
+        assert!(failed * 10 <= delivered, "{most} at a time: {failed} failed, {delivered} delivered");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use crate::support::history::{CONVERSATION, bytes_are_in, converse, text};
 use crate::support::manager_api::SECRET;
@@ -286,6 +287,37 @@ fn what_hangs_at_the_old_server_holds_up_nobody_at_the_new_one() {
     reload(&daemon);
     new.wait_for_rows("waits", 1);
     assert_eq!(old.count(Endpoint::Report), 2, "the third never asked the old server");
+}
+
+#[test]
+fn no_reload_lets_more_requests_in_flight_than_the_larger_of_two_settings() {
+    let (api, mut daemon) = ground();
+    daemon.set("upload.concurrency", "4");
+    reload(&daemon);
+    let mut oracle = Oracle::new(&daemon);
+    api.fault(Fault::Delay(Duration::from_millis(200)));
+    let mut producers: Vec<Producer> = (0..20).map(|index| Producer::connected(&daemon, MAC, &format!("s{index}"))).collect();
+    for producer in &mut producers {
+        for index in 0..10 {
+            producer.say(1, &format!("message {index}"));
+        }
+        producer.wait_until_acked();
+        oracle.owe(producer);
+    }
+    for concurrency in [1, 4, 2, 4, 1, 4] {
+        let before = api.reports().len();
+        daemon.set("upload.concurrency", &concurrency.to_string());
+        reload(&daemon);
+        soon("a few more", || api.reports().len() >= before + 3);
+    }
+    let before = api.reports().len();
+    soon("a few more", || api.reports().len() >= before + 20);
+    api.clear_faults();
+    for producer in &mut producers {
+        producer.agent().end();
+    }
+    oracle.check(&daemon, &api);
+    assert_eq!(api.overlap(), (4, false));
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! Pure: it is given instants and random numbers. While it is closed nothing is dropped and one probe at a time knocks,
 //! with backoff and jitter (on the first one, too, so that a fleet does not knock in step). Only the answer to a knock
 //! opens it or sets the time of the next: what comes back from reports that were under way when it closed is old news.
-//! After it opens, concurrency grows one by one while answers are good and halves on trouble. It grows by one for as many
-//! accepted reports as may be in flight: at the pace of the server, one more for each time that it takes to answer.
+//! After it opens, concurrency grows one by one while answers are good and halves on trouble. One more costs as many accepted
+//! reports as may be in flight, times a price. The price doubles when attempts fail as soon as there is one more, for then the
+//! server cannot take so many; it halves when they fail at another time.
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,12 @@ const REFUSED_SESSIONS: usize = 3;
 /// at a server that answers at once; the more there are, the more cursors share a sync. More than four gain little, and a kill
 /// repeats messages of them all.
 pub const TURNS_A_REQUEST: usize = 4;
+
+/// The highest price of one more request in flight: a server that can take no more than it has fails at one of so many then.
+const HIGHEST_PRICE: u64 = 64;
+
+/// An attempt that began before so many answers for each request in flight since there was one more fails because of that one.
+const SOON: u64 = 2;
 
 /// Why the gate is closed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -95,8 +102,14 @@ pub struct Gate {
     shut: Option<Shut>,
     concurrency: usize,
     allowed: usize,
-    /// Reports accepted since `allowed` grew or shrank.
+    /// Reports accepted towards one more.
     credit: u64,
+    /// What one more costs, in reports for each one that is allowed already.
+    price: u64,
+    /// Reports accepted by all so far.
+    accepted: u64,
+    /// How many they were when `allowed` grew last, until an attempt fails.
+    grew_at: Option<u64>,
     later_in_a_row: usize,
     refused: Vec<SessionKey>,
     backoff: Backoff,
@@ -107,17 +120,24 @@ impl Gate {
     #[must_use]
     pub fn new(concurrency: usize, backoff: Backoff) -> Self {
         let concurrency = concurrency.max(1);
-        Self { shut: None, concurrency, allowed: concurrency, credit: 0, later_in_a_row: 0, refused: Vec::new(), backoff }
+        Self {
+            shut: None,
+            concurrency,
+            allowed: concurrency,
+            credit: 0,
+            price: 1,
+            accepted: 0,
+            grew_at: None,
+            later_in_a_row: 0,
+            refused: Vec::new(),
+            backoff,
+        }
     }
 
-    /// Takes over changed settings.
+    /// Takes over changed settings. Where more may be in flight, it grows into it.
     pub fn reconfigure(&mut self, concurrency: usize, backoff: Backoff) {
-        let concurrency = concurrency.max(1);
-        if self.allowed == self.concurrency {
-            self.allowed = concurrency;
-        }
-        self.concurrency = concurrency;
-        self.allowed = self.allowed.min(concurrency);
+        self.concurrency = concurrency.max(1);
+        self.allowed = self.allowed.min(self.concurrency);
         self.backoff = backoff;
     }
 
@@ -204,27 +224,35 @@ impl Gate {
         self.open()
     }
 
-    /// So many reports were accepted while no more were in flight than may be: more may be.
-    pub fn grow(&mut self, reports: u64) {
-        if self.grows_in().is_none() {
+    /// So many reports were accepted by now, and so many sessions take turns: more may be in flight, if those that may be are.
+    /// While there are turns that began when more were let in, what is accepted is no reason to let in more again.
+    pub fn grow(&mut self, accepted: u64, sending: usize) {
+        let more = accepted.saturating_sub(self.accepted);
+        self.accepted = accepted;
+        let is_full = (self.allowed..=self.turns()).contains(&sending);
+        if self.shut.is_some() || self.allowed == self.concurrency || !is_full {
             return;
         }
-        self.credit += reports;
-        while let Some(needed) = self.growth().filter(|needed| *needed <= self.credit) {
-            self.credit -= needed;
+        self.credit += more;
+        while self.allowed < self.concurrency && self.credit >= self.cost() {
+            self.credit -= self.cost();
             self.allowed += 1;
+            self.grew_at = Some(accepted);
         }
-    }
-
-    /// How many more reports must be accepted until more may be in flight; `None` if that is not to be.
-    #[must_use]
-    pub fn grows_in(&self) -> Option<u64> {
-        self.growth().filter(|_| self.shut.is_none()).map(|needed| needed.saturating_sub(self.credit))
     }
 
     /// Reports that one more in flight costs.
-    fn growth(&self) -> Option<u64> {
-        (self.allowed < self.concurrency).then_some(self.allowed as u64)
+    const fn cost(&self) -> u64 {
+        self.allowed as u64 * self.price
+    }
+
+    /// An attempt failed that began when so many reports had been accepted: is it because one more was let in? To be said
+    /// before [`Self::later`].
+    pub fn blame(&mut self, began: u64) {
+        if let Some(grew_at) = self.grew_at.take() {
+            let soon = began < grew_at + SOON * self.allowed as u64;
+            self.price = if soon { (2 * self.price).min(HIGHEST_PRICE) } else { (self.price / 2).max(1) };
+        }
     }
 
     /// Messages were accepted since the failure before: failures are not in a row.
@@ -296,7 +324,7 @@ impl Gate {
             return Change::None;
         }
         self.shut = None;
-        (self.allowed, self.credit) = (1, 0);
+        (self.allowed, self.credit, self.price, self.grew_at) = (1, 0, 1, None);
         self.later_in_a_row = 0;
         Change::Opened
     }

@@ -74,13 +74,13 @@ pub struct Uploader {
     work: JoinSet<Done>,
     /// Turns that are not over yet.
     sending: usize,
+    /// There is one, and no other begins beside it.
+    is_alone: bool,
     /// Those of them that only wait for their cursor: a kill must not repeat more than two messages for each turn.
     settling: Vec<Settling>,
     /// One permit for each request that may be in flight.
     requests_in_flight: Arc<Semaphore>,
     files: FileReader,
-    /// Reports accepted when it was last looked at whether more may be in flight.
-    accepted_seen: u64,
     /// Reports accepted when the last failure was judged.
     accepted_before: u64,
     /// Failed attempts whose message was accepted at a later one.
@@ -106,6 +106,8 @@ struct Profile {
 struct Settling {
     handle: Arc<SessionHandle>,
     knocked: bool,
+    /// Nothing else was in flight.
+    alone: bool,
     end: TurnEnd,
     /// Its cursor does not wait for a group to be written with.
     hurried: bool,
@@ -167,10 +169,10 @@ impl Uploader {
             unreadable: Throttle::new(),
             work: JoinSet::new(),
             sending: 0,
+            is_alone: false,
             settling: Vec::new(),
             requests_in_flight: Arc::new(Semaphore::new(current.upload.concurrency)),
             files: FileReader::default(),
-            accepted_seen: 0,
             accepted_before: 0,
             mended: 0,
             backlog_again: None,
@@ -185,8 +187,9 @@ impl Uploader {
         self.load_devices().await;
         self.look_through(None);
         loop {
+            // Before any turn is judged: what was accepted until now was no failure. Each cursor that becomes durable leads here.
+            self.gate.grow(self.progress.accepted.load(Ordering::Relaxed), self.sending);
             self.end_settled();
-            self.let_in_more();
             self.start_work();
             self.hold_or_not();
             self.hurry_cursors();
@@ -212,7 +215,6 @@ impl Uploader {
                         self.done(done);
                     }
                 }
-                () = self.progress.grows.notified() => {}
                 request = self.requests.recv() => match request {
                     Some(request) => self.requested(request),
                     None => return,
@@ -328,12 +330,17 @@ impl Uploader {
         if self.profile.known.is_none() || self.profile.ask {
             return;
         }
-        while self.sending < self.gate.turns() && self.send_next(&api, TURN_MESSAGES, false) {}
+        while self.may_start() && self.send_next(&api, TURN_MESSAGES, false) {}
+    }
+
+    /// Whether one more turn may begin. Where the next one wants to be alone, the others come to their end first.
+    fn may_start(&self) -> bool {
+        self.sending == 0 || (self.sending < self.gate.turns() && !self.is_alone && !self.queue.next_is_alone())
     }
 
     /// Turns that only wait for their cursor make room, if somebody needs it: else the cursor is written with what comes next.
     fn hurry_cursors(&mut self) {
-        let crowded = self.stopping.is_some() || (self.queue.has_ready() && self.sending >= self.gate.turns());
+        let crowded = self.stopping.is_some() || (self.queue.has_ready() && !self.may_start());
         let mut any = false;
         for turn in self.settling.iter_mut().filter(|turn| !turn.hurried) {
             turn.hurried = crowded || turn.knocked || !matches!(turn.end.outcome, Outcome::Drained);
@@ -347,8 +354,8 @@ impl Uploader {
     /// Ends the turns whose cursors are durable.
     fn end_settled(&mut self) {
         while let Some(at) = self.settling.iter().position(|turn| turn.handle.is_settled()) {
-            let Settling { handle, knocked, end, .. } = self.settling.swap_remove(at);
-            self.turn_ended(handle.key, knocked, end);
+            let turn = self.settling.swap_remove(at);
+            self.turn_ended(turn);
         }
     }
 
@@ -399,7 +406,11 @@ impl Uploader {
         let settings = self.settings.borrow().clone();
         let (retry, hold) = (settings.upload.unknown_device_retry, settings.upload.unknown_device_hold);
         loop {
-            let Some((key, entry)) = self.queue.pop_ready() else { return false };
+            let Some((key, entry)) = (if knocks { self.queue.pop_to_knock() } else { self.queue.pop_ready() }) else {
+                return false;
+            };
+            let alone = self.sending == 0 && entry.alone;
+            let limit = if alone { 1 } else { limit };
             let (limit, expire_before) = match self.devices.admit(key, entry.handle.identity.mac, retry, hold) {
                 Admission::Free => (limit, None),
                 Admission::Trial => (1, None),
@@ -429,9 +440,11 @@ impl Uploader {
                 losses: BTreeMap::new(),
             };
             self.sending += 1;
+            self.is_alone = alone;
             let handle = Arc::clone(&entry.handle);
-            self.work
-                .spawn(async move { Done::Turn(Settling { handle, knocked: knocks, end: turn.run().await, hurried: false }) });
+            self.work.spawn(async move {
+                Done::Turn(Settling { handle, knocked: knocks, alone, end: turn.run().await, hurried: false })
+            });
             return true;
         }
     }
@@ -513,21 +526,10 @@ impl Uploader {
         }
     }
 
-    /// As many more as what was accepted meanwhile allows.
-    fn let_in_more(&mut self) {
-        let accepted = self.progress.accepted.load(Ordering::Relaxed);
-        let more = accepted - std::mem::replace(&mut self.accepted_seen, accepted);
-        // While there are turns that began when more were let in, what is accepted is no reason to let in more again.
-        if self.sending <= self.gate.turns() {
-            self.gate.grow(more);
-        }
-        let grows_at = self.gate.grows_in().map_or(u64::MAX, |reports| accepted + reports);
-        self.progress.grows_at.store(grows_at, Ordering::Relaxed);
-    }
-
     /// Tells the turns whether they may go on.
     fn hold_or_not(&self) {
-        let hold = self.profile.ask || self.sending > self.gate.turns();
+        let make_room = self.queue.next_is_alone() && !self.is_alone;
+        let hold = self.profile.ask || self.sending > self.gate.turns() || make_room;
         if !self.progress.hold.swap(hold, Ordering::Relaxed) && hold {
             self.progress.held.notify_waiters();
         }

@@ -32,14 +32,10 @@ const INVALID_IN_A_ROW: u64 = 3;
 const PAGE_BYTES: usize = 512 * 1024;
 
 /// What turns and the scheduler share.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Progress {
     /// Reports accepted since the start, of all sessions.
     pub accepted: AtomicU64,
-    /// When that many are, more requests may be in flight: the scheduler wants to know.
-    pub grows_at: AtomicU64,
-    /// Told when they are.
-    pub grows: Notify,
     /// Messages found invalid since the last report that was accepted.
     pub invalid: AtomicU64,
     /// The gate is closed or lets fewer in, or the server's profile must be asked for first: turns end after the report they
@@ -49,30 +45,6 @@ pub struct Progress {
     pub held: Notify,
     /// Messages that are cut are told of once a minute, whichever session they are of.
     pub cut: Mutex<Throttle>,
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self {
-            accepted: AtomicU64::new(0),
-            grows_at: AtomicU64::new(u64::MAX),
-            grows: Notify::new(),
-            invalid: AtomicU64::new(0),
-            hold: AtomicBool::new(false),
-            held: Notify::new(),
-            cut: Mutex::default(),
-        }
-    }
-}
-
-impl Progress {
-    /// A report was accepted.
-    fn accept(&self) {
-        self.invalid.store(0, Ordering::Relaxed);
-        if self.accepted.fetch_add(1, Ordering::Relaxed) + 1 >= self.grows_at.load(Ordering::Relaxed) {
-            self.grows.notify_one();
-        }
-    }
 }
 
 /// What a turn needs.
@@ -143,8 +115,10 @@ pub struct Failure {
     pub verdict: Verdict,
     /// It says something about the message, not only about the way to the server: it may count as a strike.
     pub about_the_message: bool,
+    /// Reports accepted, of all sessions, when the attempt began.
+    pub began: u64,
     /// A connection could not be made, and nothing was accepted since the attempt began.
-    pub alone: bool,
+    pub unreachable: bool,
     /// If it was not the server, the next attempt may lead to another one.
     pub answered_by: AnsweredBy,
 }
@@ -298,7 +272,8 @@ impl Turn {
             match &attempt.verdict {
                 Verdict::Delivered => {
                     drop(permit);
-                    self.progress.accept();
+                    self.progress.accepted.fetch_add(1, Ordering::Relaxed);
+                    self.progress.invalid.store(0, Ordering::Relaxed);
                     end.reports += 1;
                     // Counted when it is through: once a message, not at every attempt.
                     self.metrics.messages_split.add(u64::from(offset == 0 && !part.is_last));
@@ -335,7 +310,8 @@ impl Turn {
                     return Err(Outcome::Failed(Failure {
                         row: message.row,
                         about_the_message: !busy && !attempt.never_connected(),
-                        alone: attempt.never_connected() && nothing_else,
+                        began: accepted_before,
+                        unreachable: attempt.never_connected() && nothing_else,
                         answered_by: attempt.answered_by(),
                         verdict: match attempt.verdict {
                             Verdict::Rejected { answer } => Verdict::Refused { answer },

@@ -53,7 +53,7 @@ async fn daemon(number: usize, server: Rc<RefCell<Server>>) {
         }
     }
     let mut work = JoinSet::new();
-    let mut left = REPORTS;
+    let (mut left, mut accepted) = (REPORTS, 0);
     while left > 0 || !work.is_empty() {
         while left > 0 && work.len() < gate.allowed() {
             left -= 1;
@@ -68,7 +68,8 @@ async fn daemon(number: usize, server: Rc<RefCell<Server>>) {
         }
         work.join_next().await;
         server.borrow_mut().under_way[number] -= 1;
-        gate.grow(1);
+        accepted += 1;
+        gate.grow(accepted, work.len() + 1);
     }
 }
 

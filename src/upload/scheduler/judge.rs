@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::{UNKNOWN_DEVICE, UNREADABLE_PAUSE, UNSEEN_PAUSE, Uploader, now, random};
+use super::{Settling, UNKNOWN_DEVICE, UNREADABLE_PAUSE, UNSEEN_PAUSE, Uploader, now, random};
 use crate::clock::wall_clock;
 use crate::manager_api::{AnsweredBy, Verdict};
 use crate::observe::Mention;
@@ -18,10 +18,11 @@ use crate::upload::queue::Order;
 use crate::upload::turn::{Failure, Outcome, TurnEnd};
 
 impl Uploader {
-    pub(super) fn turn_ended(&mut self, key: SessionKey, knocked: bool, end: TurnEnd) {
-        // What was accepted before it failed was.
-        self.let_in_more();
+    pub(super) fn turn_ended(&mut self, turn: Settling) {
+        let Settling { handle, knocked, alone, end, .. } = turn;
+        let key = handle.key;
         self.sending -= 1;
+        self.is_alone = false;
         let TurnEnd { reports, passed, answered, outcome, permit } = end;
         if knocked {
             self.gate.probe_over();
@@ -49,7 +50,7 @@ impl Uploader {
                 info!(mac = %mac.short(), reports, pending = entry.handle.pending(), "batch delivered");
                 self.device_is_known(mac);
             }
-            self.judge(key, mac, outcome, passed + reports > 0);
+            self.judge(key, mac, outcome, passed + reports > 0, alone);
             self.evaluate(key);
         }
         if knocked {
@@ -59,7 +60,7 @@ impl Uploader {
         drop(permit);
     }
 
-    fn judge(&mut self, key: SessionKey, mac: MacAddress, outcome: Outcome, went_on: bool) {
+    fn judge(&mut self, key: SessionKey, mac: MacAddress, outcome: Outcome, went_on: bool, alone: bool) {
         match outcome {
             Outcome::Drained => {
                 if let Some(entry) = self.queue.get(key) {
@@ -80,7 +81,7 @@ impl Uploader {
                     }
                 }
             }
-            Outcome::Failed(failure) => self.failed(key, &failure),
+            Outcome::Failed(failure) => self.failed(key, &failure, alone),
             Outcome::Unregistered => self.park(key, mac),
             Outcome::Unreadable(error) => {
                 if let Some(more) = self.unreadable.permits(now()) {
@@ -94,8 +95,9 @@ impl Uploader {
         }
     }
 
-    fn failed(&mut self, key: SessionKey, failure: &Failure) {
-        let Failure { verdict, alone, answered_by, .. } = failure;
+    /// `alone`: nothing else was in flight.
+    fn failed(&mut self, key: SessionKey, failure: &Failure, alone: bool) {
+        let Failure { verdict, answered_by, .. } = failure;
         let accepted = self.progress.accepted.load(Ordering::Relaxed);
         let in_a_row = std::mem::replace(&mut self.accepted_before, accepted) == accepted;
         if !in_a_row {
@@ -113,7 +115,10 @@ impl Uploader {
             Verdict::Operator { reason } if is_its_own => self.gate.refused(key, reason, now(), random()),
             Verdict::Operator { reason } => self.gate.operator(reason, now(), random()),
             Verdict::Refused { answer } => self.gate.refused(key, answer, now(), random()),
-            Verdict::Later { reason, retry_after, .. } => self.gate.later(reason, *alone, *retry_after, now(), random()),
+            Verdict::Later { reason, retry_after, .. } => {
+                self.gate.blame(failure.began);
+                self.gate.later(reason, failure.unreachable, *retry_after, now(), random())
+            }
             Verdict::Delivered | Verdict::Unregistered { .. } | Verdict::Rejected { .. } => self.gate.answered(),
         };
         // However it failed: behind a closed gate there is time for another server. What is being asked already may come from
@@ -129,7 +134,7 @@ impl Uploader {
                 entry.urgent = true;
                 entry.order = Order::Since(Instant::now());
             }
-        } else if !self.rejects_poison(key, failure) {
+        } else if !self.rejects_poison(key, failure, alone) {
             self.repeat_later(key, verdict);
         }
     }
@@ -144,12 +149,14 @@ impl Uploader {
     }
 
     /// The poison rule. `true`: the message is rejected and its session goes on.
-    fn rejects_poison(&mut self, key: SessionKey, failure: &Failure) -> bool {
+    fn rejects_poison(&mut self, key: SessionKey, failure: &Failure, alone: bool) -> bool {
         let limit = self.settings.borrow().upload.poison_attempts;
         let accepted = self.progress.accepted.load(Ordering::Relaxed);
         let Some(entry) = self.queue.get(key).filter(|_| failure.about_the_message) else { return false };
         let others = Others { accepted: accepted.saturating_sub(entry.accepted), mended: self.mended };
-        if entry.strikes.on_failure(failure.row, others, limit) != StrikeOutcome::Reject {
+        let outcome = entry.strikes.on_failure(failure.row, others, limit, alone);
+        entry.alone = outcome == StrikeOutcome::TryAlone;
+        if outcome != StrikeOutcome::Reject {
             return false;
         }
         let answer = failure.verdict.text();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::{Done, UNKNOWN_DEVICE, Uploader, gate_backoff, now};
@@ -30,9 +30,11 @@ impl Uploader {
 
     fn reload(&mut self, server: Server) {
         let settings = self.settings.borrow().clone();
-        if settings.upload.concurrency != self.gate.concurrency() || matches!(server, Server::Changed(_)) {
+        if let Server::Changed(_) = server {
             // Turns that are under way keep the old ones to their end: what hangs at the old server is no request at the new.
             self.requests_in_flight = Arc::new(Semaphore::new(settings.upload.concurrency));
+        } else {
+            self.resize(self.gate.concurrency(), settings.upload.concurrency);
         }
         self.gate.reconfigure(settings.upload.concurrency, gate_backoff(&settings));
         self.gate.knock_now(now());
@@ -54,6 +56,17 @@ impl Uploader {
                 self.store.announce_shelved();
                 self.look_through(None);
             }
+        }
+    }
+
+    /// More or fewer requests may be in flight at the same server.
+    fn resize(&self, before: usize, now: usize) {
+        self.requests_in_flight.add_permits(now.saturating_sub(before));
+        let less = before.saturating_sub(now);
+        if let (1.., Ok(less)) = (less, u32::try_from(less)) {
+            let permits = Arc::clone(&self.requests_in_flight);
+            // As they come back: whoever waits for one waits behind this.
+            tokio::spawn(async move { permits.acquire_many_owned(less).await.map(OwnedSemaphorePermit::forget) });
         }
     }
 

@@ -27,6 +27,8 @@ pub enum Fault {
     Trickle(Duration),
     /// The right answer after this time. Stored.
     Delay(Duration),
+    /// The right answer after this time, stored; but `code 500` at once where more than so many reports are being answered.
+    Overload(usize, Duration),
     /// 200 and JSON that never ends. Not stored.
     EndlessBody,
     /// 200 and a small gzip body that unpacks to a quarter of a gigabyte. Not stored.

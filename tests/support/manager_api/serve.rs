@@ -76,6 +76,11 @@ fn serve(shared: &Shared, socket: TcpStream, connection: u64) -> io::Result<()> 
         recorded.report = report;
         recorded.faulted = fault.is_some();
         let index = record(shared, recorded.clone());
+        let fault = fault.map(|fault| match fault {
+            Fault::Overload(most, _) if reports_under_way(shared) > most => Fault::code(500),
+            Fault::Overload(_, time) => Fault::Delay(time),
+            other => other,
+        });
         let close = recorded.request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         // Stamped before the answer leaves: its reader may be back on another connection before this thread goes on.
         let finished = |all: &mut Vec<Recorded>| all[index].finished = Some(Instant::now());
@@ -114,6 +119,10 @@ fn serve(shared: &Shared, socket: TcpStream, connection: u64) -> io::Result<()> 
         }
     }
     Ok(())
+}
+
+fn reports_under_way(shared: &Shared) -> usize {
+    lock(&shared.recorded).iter().rev().take(100).filter(|other| other.report.is_some() && other.finished.is_none()).count()
 }
 
 /// Carries out the fault, or the work. The wire comes back when the connection may go on.
@@ -164,7 +173,7 @@ fn respond(mut wire: Wire, fault: Option<Fault>, work: impl FnOnce() -> Response
                 pace(pause);
             }
         }
-        Some(Fault::Delay(time)) => {
+        Some(Fault::Delay(time) | Fault::Overload(_, time)) => {
             wire.linger(time);
             work().write(&mut wire)?;
         }
