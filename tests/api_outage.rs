@@ -198,6 +198,7 @@ fn what_is_forbidden_for_one_message_holds_up_no_other_session() {
         }
         oracle.check_arrivals(&api);
         soon("all is through", || daemon.metric("pending") == 0);
+        assert_eq!(daemon.metric("gate_closings"), 1, "only the first time");
         check_books(&daemon);
     }
 }

@@ -229,8 +229,7 @@ impl Gate {
     pub fn grow(&mut self, accepted: u64, sending: usize) {
         let more = accepted.saturating_sub(self.accepted);
         self.accepted = accepted;
-        let is_full = (self.allowed..=self.turns()).contains(&sending);
-        if self.shut.is_some() || self.allowed == self.concurrency || !is_full {
+        if self.shut.is_some() || self.allowed == self.concurrency || self.allowed != sending {
             return;
         }
         self.credit += more;
@@ -239,6 +238,9 @@ impl Gate {
             self.allowed += 1;
             self.grew_at = Some(accepted);
         }
+        if self.allowed == self.concurrency {
+            self.credit = 0;
+        }
     }
 
     /// Reports that one more in flight costs.
@@ -246,13 +248,13 @@ impl Gate {
         self.allowed as u64 * self.price
     }
 
-    /// An attempt failed that began when so many reports had been accepted: is it because one more was let in? To be said
-    /// before [`Self::later`].
-    pub fn blame(&mut self, began: u64) {
-        if let Some(grew_at) = self.grew_at.take() {
-            let soon = began < grew_at + SOON * self.allowed as u64;
-            self.price = if soon { (2 * self.price).min(HIGHEST_PRICE) } else { (self.price / 2).max(1) };
-        }
+    /// An attempt failed that began when so many reports had been accepted: is it because one more was let in? It may also be
+    /// one that began before. To be said before [`Self::later`].
+    pub fn blame(&mut self, began: u64) -> bool {
+        let Some(grew_at) = self.grew_at.take() else { return false };
+        let soon = began < grew_at + SOON * self.allowed as u64;
+        self.price = if soon { (2 * self.price).min(HIGHEST_PRICE) } else { (self.price / 2).max(1) };
+        soon
     }
 
     /// Messages were accepted since the failure before: failures are not in a row.

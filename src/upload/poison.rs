@@ -5,8 +5,7 @@
 //! only if another session's message was accepted after the attempt before it. And it shows only beside a server that is
 //! sound: one of two instances that fails gives every message its failures, and takes it at a repetition. Where one device
 //! or one connection always meets the part that fails, nothing tells that from poison but the next message, which fails
-//! too: each further one of a session needs twice the strikes. And a server that cannot take so many at once refuses the one that
-//! comes last: the last strike is one that nothing else was in flight with.
+//! too: each further one of a session needs twice the strikes.
 //!
 //! Promises: with nothing accepted anywhere (an outage), for a session alone on its host, and while a good part of the
 //! failures of others is mended by a repetition (an outage of a part), no message is ever rejected. Refuses: to count a
@@ -26,9 +25,6 @@ const MOST_DOUBLINGS: u32 = 6;
 pub enum StrikeOutcome {
     /// Not (yet) its fault: it stays and is tried again.
     Wait,
-    /// It seems to be, but others were in flight: to be tried again while none is. A server that cannot take so many at once
-    /// refuses the one that comes last, and that is again and again the one that is repeated.
-    TryAlone,
     /// Its fault, proved often enough: reject it, so that its session goes on.
     Reject,
 }
@@ -63,17 +59,17 @@ struct Head {
 }
 
 impl Strikes {
-    /// Takes note of a failed attempt to send `row`; `limit` is `upload.poison_attempts` (0 counts as 1), `alone`
-    /// whether nothing else was in flight. A new row starts without strikes, and one that was tried at an unsound server starts
-    /// again.
-    pub fn on_failure(&mut self, row: RowId, others: Others, limit: u32, alone: bool) -> StrikeOutcome {
+    /// Takes note of a failed attempt to send `row`; `limit` is `upload.poison_attempts` (0 counts as 1). A new row starts
+    /// without strikes, and one that was tried at an unsound server starts again.
+    pub fn on_failure(&mut self, row: RowId, others: Others, limit: u32) -> StrikeOutcome {
         let Some(head) = self.head.as_mut().filter(|head| head.row == row) else {
             self.head = Some(Head { row, accepted_before: others.accepted, at_first: others, failures: 1, strikes: 0 });
             return StrikeOutcome::Wait;
         };
         head.failures = head.failures.saturating_add(1);
-        let strikes = others.accepted > head.accepted_before;
-        head.strikes = head.strikes.saturating_add(u32::from(strikes));
+        if others.accepted > head.accepted_before {
+            head.strikes = head.strikes.saturating_add(1);
+        }
         head.accepted_before = others.accepted;
         if head.strikes < limit.max(1) << self.rejected.min(MOST_DOUBLINGS) {
             return StrikeOutcome::Wait;
@@ -81,9 +77,6 @@ impl Strikes {
         let accepted = others.accepted.saturating_sub(head.at_first.accepted);
         let mended = others.mended.saturating_sub(head.at_first.mended);
         if mended.saturating_mul(ACCEPTANCES_A_MENDED_FAILURE) < accepted {
-            if !(alone && strikes) {
-                return StrikeOutcome::TryAlone;
-            }
             (self.head, self.rejected) = (None, self.rejected.saturating_add(1));
             return StrikeOutcome::Reject;
         }
@@ -135,37 +128,19 @@ mod tests {
     #[test]
     fn a_message_that_fails_while_others_go_through_is_rejected_at_its_last_strike() {
         let mut strikes = Strikes::default();
-        assert_eq!(
-            strikes.on_failure(ROW, accepted(100), LIMIT, true),
-            StrikeOutcome::Wait,
-            "the first attempt has none before it"
-        );
+        assert_eq!(strikes.on_failure(ROW, accepted(100), LIMIT), StrikeOutcome::Wait, "the first attempt has none before it");
         for strike in 1..LIMIT {
-            assert_eq!(strikes.on_failure(ROW, accepted(100 + u64::from(strike)), LIMIT, true), StrikeOutcome::Wait);
+            assert_eq!(strikes.on_failure(ROW, accepted(100 + u64::from(strike)), LIMIT), StrikeOutcome::Wait);
             assert_eq!(strikes.against(ROW), strike);
         }
-        assert_eq!(strikes.on_failure(ROW, accepted(200), LIMIT, true), StrikeOutcome::Reject);
-    }
-
-    #[test]
-    fn beside_others_a_message_is_not_rejected_however_often_it_fails_and_alone_only_if_others_go_through() {
-        let mut strikes = Strikes::default();
-        let mut fail = |total, alone| strikes.on_failure(ROW, accepted(total), LIMIT, alone);
-        for total in 0..LIMIT.into() {
-            assert_eq!(fail(total, false), StrikeOutcome::Wait);
-        }
-        for total in 10..100 {
-            assert_eq!(fail(total, false), StrikeOutcome::TryAlone);
-        }
-        assert_eq!(fail(99, true), StrikeOutcome::TryAlone, "nothing was accepted since: that may be an outage");
-        assert_eq!(fail(100, true), StrikeOutcome::Reject);
+        assert_eq!(strikes.on_failure(ROW, accepted(200), LIMIT), StrikeOutcome::Reject);
     }
 
     #[test]
     fn many_successes_between_two_attempts_are_one_strike() {
         let mut strikes = Strikes::default();
-        let _ = strikes.on_failure(ROW, accepted(0), LIMIT, true);
-        let _ = strikes.on_failure(ROW, accepted(1_000_000), LIMIT, true);
+        let _ = strikes.on_failure(ROW, accepted(0), LIMIT);
+        let _ = strikes.on_failure(ROW, accepted(1_000_000), LIMIT);
         assert_eq!(strikes.against(ROW), 1);
     }
 
@@ -174,7 +149,7 @@ mod tests {
         let (mut strikes, mut total) = (Strikes::default(), 0);
         let mut needed = |strikes: &mut Strikes, row| {
             let mut failures = 0;
-            while strikes.on_failure(RowId(row), accepted(total), LIMIT, true) == StrikeOutcome::Wait {
+            while strikes.on_failure(RowId(row), accepted(total), LIMIT) == StrikeOutcome::Wait {
                 (failures, total) = (failures + 1, total + 1);
             }
             failures
@@ -192,10 +167,10 @@ mod tests {
     fn the_next_message_starts_without_strikes() {
         let mut strikes = Strikes::default();
         for total in 0..4 {
-            let _ = strikes.on_failure(ROW, accepted(total), LIMIT, true);
+            let _ = strikes.on_failure(ROW, accepted(total), LIMIT);
         }
         assert_eq!((strikes.against(ROW), strikes.against(RowId(8))), (3, 0));
-        assert_eq!(strikes.on_failure(RowId(8), accepted(50), 1, true), StrikeOutcome::Wait);
+        assert_eq!(strikes.on_failure(RowId(8), accepted(50), 1), StrikeOutcome::Wait);
         assert_eq!(strikes.against(RowId(8)), 0);
         strikes.reset();
         assert_eq!(strikes, Strikes::default());
@@ -206,11 +181,11 @@ mod tests {
         let mut strikes = Strikes::default();
         for round in 0..1_000 {
             let others = Others { accepted: 20 * round, mended: 2 * round };
-            assert_eq!(strikes.on_failure(ROW, others, LIMIT, true), StrikeOutcome::Wait, "one failure of ten is mended");
+            assert_eq!(strikes.on_failure(ROW, others, LIMIT), StrikeOutcome::Wait, "one failure of ten is mended");
         }
         assert_eq!(strikes.failures(), 1_000);
         let mut needed = 0;
-        while strikes.on_failure(ROW, Others { accepted: 20_000 + needed, mended: 2_000 }, LIMIT, true) == StrikeOutcome::Wait {
+        while strikes.on_failure(ROW, Others { accepted: 20_000 + needed, mended: 2_000 }, LIMIT) == StrikeOutcome::Wait {
             needed += 1;
         }
         assert!(needed <= u64::from(2 * LIMIT), "once the server is sound, its strikes count: {needed}");
@@ -223,7 +198,7 @@ mod tests {
         ) {
             let mut strikes = Strikes::default();
             for _ in 0..attempts {
-                prop_assert_eq!(strikes.on_failure(ROW, accepted(total), limit, true), StrikeOutcome::Wait);
+                prop_assert_eq!(strikes.on_failure(ROW, accepted(total), limit), StrikeOutcome::Wait);
             }
         }
 
@@ -238,7 +213,7 @@ mod tests {
                 let same = row == Some(next_row);
                 between = if same { between + u32::from(more > 0) } else { 0 };
                 row = Some(next_row);
-                let rejected = strikes.on_failure(RowId(next_row), accepted(total), limit, true) == StrikeOutcome::Reject;
+                let rejected = strikes.on_failure(RowId(next_row), accepted(total), limit) == StrikeOutcome::Reject;
                 prop_assert_eq!(rejected, between >= limit);
                 if rejected {
                     // Accepted, as it is after every rejection here.

@@ -34,8 +34,6 @@ type Place = (Order, u64);
 /// What a session is older than others by.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Order {
-    /// It wants to be alone. The others make room, and none begins before it.
-    Alone,
     /// It stood in the store, before all that this run took in: the wall clock of its oldest message.
     Stored(i64),
     /// When it came, or had its last turn: not by the wall clock, for one that ran ahead for a while would leave sessions
@@ -44,7 +42,6 @@ pub(super) enum Order {
 }
 
 /// One session.
-#[allow(clippy::struct_excessive_bools, reason = "none of them says anything of another")]
 pub(super) struct Entry {
     pub(super) handle: Arc<SessionHandle>,
     pub(super) ended: bool,
@@ -57,8 +54,6 @@ pub(super) struct Entry {
     pub(super) passed: u64,
     /// Messages accepted since it is known here.
     pub(super) accepted: u64,
-    /// Its next attempt is to be made while nothing else is in flight.
-    pub(super) alone: bool,
     /// Failed attempts in a row.
     pub(super) failures: u32,
     pub(super) strikes: Strikes,
@@ -144,29 +139,17 @@ impl Queue {
             .any(|entry| matches!(entry.stage, Stage::BackingOff(_) | Stage::Unseen(_) | Stage::Waiting(_) | Stage::Ready(_)))
     }
 
-    /// Whether the next due session wants to be alone.
-    pub(super) fn next_is_alone(&self) -> bool {
-        matches!(self.ready.first_key_value(), Some(((Order::Alone, _), _)))
-    }
-
     /// The oldest due session, which is then being sent.
     pub(super) fn pop_ready(&mut self) -> Option<(SessionKey, &mut Entry)> {
-        let (_, key) = self.ready.pop_first()?;
-        self.send(key)
-    }
-
-    /// The same to knock with: another than one whose message may never be taken, if there is one.
-    pub(super) fn pop_to_knock(&mut self) -> Option<(SessionKey, &mut Entry)> {
-        let place = *self.ready.keys().find(|(order, _)| *order != Order::Alone).or_else(|| self.ready.keys().next())?;
-        let key = self.ready.remove(&place)?;
-        self.send(key)
-    }
-
-    fn send(&mut self, key: SessionKey) -> Option<(SessionKey, &mut Entry)> {
-        let entry = self.sessions.get_mut(&key)?;
-        entry.stage = Stage::Sending;
-        entry.news = false;
-        Some((key, entry))
+        loop {
+            let (_, key) = self.ready.pop_first()?;
+            if self.sessions.contains_key(&key) {
+                let entry = self.sessions.get_mut(&key)?;
+                entry.stage = Stage::Sending;
+                entry.news = false;
+                return Some((key, entry));
+            }
+        }
     }
 
     /// Puts a session where it belongs by what is known of it.
@@ -196,7 +179,7 @@ impl Queue {
             }
             Some(at) if at <= now => {
                 self.places += 1;
-                let place = (if entry.alone { Order::Alone } else { entry.order }, self.places);
+                let place = (entry.order, self.places);
                 entry.stage = Stage::Ready(place);
                 self.ready.insert(place, key);
             }
@@ -298,7 +281,6 @@ impl Entry {
             order,
             passed: 0,
             accepted: 0,
-            alone: false,
             failures: 0,
             strikes: Strikes::default(),
             forbidden: None,
@@ -313,7 +295,6 @@ impl Entry {
     /// Something went through: what went wrong before is forgotten. Answers what is over now.
     pub(super) fn forgive(&mut self, now: Instant) -> Option<Ended> {
         self.failures = 0;
-        self.alone = false;
         self.strikes.head_is_through();
         self.forbidden = None;
         self.backoff = None;
@@ -380,27 +361,6 @@ mod tests {
         assert_eq!(queue.pop_ready().map(|(key, _)| key), Some(SessionKey(1)));
         assert!(queue.pop_ready().is_none());
         assert_eq!(queue.pop_timer(Instant::now()), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_wants_to_be_alone_is_the_next_but_not_to_knock() {
-        let mut queue = Queue::default();
-        enter(&mut queue, 1, 5, 1);
-        queue.enter(handle(2, 5), Instant::now(), Order::Stored(2)).alone = true;
-        queue.evaluate(SessionKey(2), RULE);
-        assert!(queue.next_is_alone());
-        assert_eq!(queue.pop_to_knock().map(|(key, _)| key), Some(SessionKey(1)));
-        assert_eq!(queue.pop_to_knock().map(|(key, _)| key), Some(SessionKey(2)), "there is no other");
-        assert!(queue.pop_to_knock().is_none() && !queue.next_is_alone());
-        for key in [1, 2] {
-            queue.turn_over(SessionKey(key));
-            queue.evaluate(SessionKey(key), RULE);
-        }
-        assert_eq!(queue.pop_ready().map(|(key, _)| key), Some(SessionKey(2)));
-        queue.turn_over(SessionKey(2)).unwrap().forgive(Instant::now());
-        queue.evaluate(SessionKey(2), RULE);
-        assert!(!queue.next_is_alone(), "it went through");
-        assert_eq!(queue.pop_ready().map(|(key, _)| key), Some(SessionKey(1)));
     }
 
     #[tokio::test(start_paused = true)]

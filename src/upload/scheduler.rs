@@ -74,8 +74,6 @@ pub struct Uploader {
     work: JoinSet<Done>,
     /// Turns that are not over yet.
     sending: usize,
-    /// There is one, and no other begins beside it.
-    is_alone: bool,
     /// Those of them that only wait for their cursor: a kill must not repeat more than two messages for each turn.
     settling: Vec<Settling>,
     /// One permit for each request that may be in flight.
@@ -106,8 +104,6 @@ struct Profile {
 struct Settling {
     handle: Arc<SessionHandle>,
     knocked: bool,
-    /// Nothing else was in flight.
-    alone: bool,
     end: TurnEnd,
     /// Its cursor does not wait for a group to be written with.
     hurried: bool,
@@ -169,7 +165,6 @@ impl Uploader {
             unreadable: Throttle::new(),
             work: JoinSet::new(),
             sending: 0,
-            is_alone: false,
             settling: Vec::new(),
             requests_in_flight: Arc::new(Semaphore::new(current.upload.concurrency)),
             files: FileReader::default(),
@@ -330,17 +325,12 @@ impl Uploader {
         if self.profile.known.is_none() || self.profile.ask {
             return;
         }
-        while self.may_start() && self.send_next(&api, TURN_MESSAGES, false) {}
-    }
-
-    /// Whether one more turn may begin. Where the next one wants to be alone, the others come to their end first.
-    fn may_start(&self) -> bool {
-        self.sending == 0 || (self.sending < self.gate.turns() && !self.is_alone && !self.queue.next_is_alone())
+        while self.sending < self.gate.turns() && self.send_next(&api, TURN_MESSAGES, false) {}
     }
 
     /// Turns that only wait for their cursor make room, if somebody needs it: else the cursor is written with what comes next.
     fn hurry_cursors(&mut self) {
-        let crowded = self.stopping.is_some() || (self.queue.has_ready() && !self.may_start());
+        let crowded = self.stopping.is_some() || (self.queue.has_ready() && self.sending >= self.gate.turns());
         let mut any = false;
         for turn in self.settling.iter_mut().filter(|turn| !turn.hurried) {
             turn.hurried = crowded || turn.knocked || !matches!(turn.end.outcome, Outcome::Drained);
@@ -406,11 +396,7 @@ impl Uploader {
         let settings = self.settings.borrow().clone();
         let (retry, hold) = (settings.upload.unknown_device_retry, settings.upload.unknown_device_hold);
         loop {
-            let Some((key, entry)) = (if knocks { self.queue.pop_to_knock() } else { self.queue.pop_ready() }) else {
-                return false;
-            };
-            let alone = self.sending == 0 && entry.alone;
-            let limit = if alone { 1 } else { limit };
+            let Some((key, entry)) = self.queue.pop_ready() else { return false };
             let (limit, expire_before) = match self.devices.admit(key, entry.handle.identity.mac, retry, hold) {
                 Admission::Free => (limit, None),
                 Admission::Trial => (1, None),
@@ -440,11 +426,9 @@ impl Uploader {
                 losses: BTreeMap::new(),
             };
             self.sending += 1;
-            self.is_alone = alone;
             let handle = Arc::clone(&entry.handle);
-            self.work.spawn(async move {
-                Done::Turn(Settling { handle, knocked: knocks, alone, end: turn.run().await, hurried: false })
-            });
+            self.work
+                .spawn(async move { Done::Turn(Settling { handle, knocked: knocks, end: turn.run().await, hurried: false }) });
             return true;
         }
     }
@@ -528,8 +512,7 @@ impl Uploader {
 
     /// Tells the turns whether they may go on.
     fn hold_or_not(&self) {
-        let make_room = self.queue.next_is_alone() && !self.is_alone;
-        let hold = self.profile.ask || self.sending > self.gate.turns() || make_room;
+        let hold = self.profile.ask || self.sending > self.gate.turns();
         if !self.progress.hold.swap(hold, Ordering::Relaxed) && hold {
             self.progress.held.notify_waiters();
         }

@@ -19,10 +19,9 @@ use crate::upload::turn::{Failure, Outcome, TurnEnd};
 
 impl Uploader {
     pub(super) fn turn_ended(&mut self, turn: Settling) {
-        let Settling { handle, knocked, alone, end, .. } = turn;
+        let Settling { handle, knocked, end, .. } = turn;
         let key = handle.key;
         self.sending -= 1;
-        self.is_alone = false;
         let TurnEnd { reports, passed, answered, outcome, permit } = end;
         if knocked {
             self.gate.probe_over();
@@ -50,7 +49,7 @@ impl Uploader {
                 info!(mac = %mac.short(), reports, pending = entry.handle.pending(), "batch delivered");
                 self.device_is_known(mac);
             }
-            self.judge(key, mac, outcome, passed + reports > 0, alone);
+            self.judge(key, mac, outcome, passed + reports > 0);
             self.evaluate(key);
         }
         if knocked {
@@ -60,7 +59,7 @@ impl Uploader {
         drop(permit);
     }
 
-    fn judge(&mut self, key: SessionKey, mac: MacAddress, outcome: Outcome, went_on: bool, alone: bool) {
+    fn judge(&mut self, key: SessionKey, mac: MacAddress, outcome: Outcome, went_on: bool) {
         match outcome {
             Outcome::Drained => {
                 if let Some(entry) = self.queue.get(key) {
@@ -81,7 +80,7 @@ impl Uploader {
                     }
                 }
             }
-            Outcome::Failed(failure) => self.failed(key, &failure, alone),
+            Outcome::Failed(failure) => self.failed(key, &failure),
             Outcome::Unregistered => self.park(key, mac),
             Outcome::Unreadable(error) => {
                 if let Some(more) = self.unreadable.permits(now()) {
@@ -95,8 +94,7 @@ impl Uploader {
         }
     }
 
-    /// `alone`: nothing else was in flight.
-    fn failed(&mut self, key: SessionKey, failure: &Failure, alone: bool) {
+    fn failed(&mut self, key: SessionKey, failure: &Failure) {
         let Failure { verdict, answered_by, .. } = failure;
         let accepted = self.progress.accepted.load(Ordering::Relaxed);
         let in_a_row = std::mem::replace(&mut self.accepted_before, accepted) == accepted;
@@ -111,12 +109,13 @@ impl Uploader {
             AnsweredBy::Server => false,
         };
         let is_its_own = matches!(verdict, Verdict::Operator { .. }) && self.is_forbidden_again(key, failure.row);
+        let mut one_too_many = false;
         let change = match verdict {
             Verdict::Operator { reason } if is_its_own => self.gate.refused(key, reason, now(), random()),
             Verdict::Operator { reason } => self.gate.operator(reason, now(), random()),
             Verdict::Refused { answer } => self.gate.refused(key, answer, now(), random()),
             Verdict::Later { reason, retry_after, .. } => {
-                self.gate.blame(failure.began);
+                one_too_many = self.gate.blame(failure.began);
                 self.gate.later(reason, failure.unreachable, *retry_after, now(), random())
             }
             Verdict::Delivered | Verdict::Unregistered { .. } | Verdict::Rejected { .. } => self.gate.answered(),
@@ -134,7 +133,7 @@ impl Uploader {
                 entry.urgent = true;
                 entry.order = Order::Since(Instant::now());
             }
-        } else if !self.rejects_poison(key, failure, alone) {
+        } else if !self.rejects_poison(key, failure, one_too_many) {
             self.repeat_later(key, verdict);
         }
     }
@@ -144,19 +143,22 @@ impl Uploader {
     fn is_forbidden_again(&mut self, key: SessionKey, row: RowId) -> bool {
         let openings = self.openings;
         let Some(entry) = self.queue.get(key) else { return false };
-        let before = entry.forbidden.replace((row, openings));
-        before.is_some_and(|(forbidden, then)| forbidden == row && then < openings)
+        let (forbidden, then) = *entry.forbidden.get_or_insert((row, openings));
+        if forbidden != row {
+            entry.forbidden = Some((row, openings));
+        }
+        forbidden == row && then < openings
     }
 
-    /// The poison rule. `true`: the message is rejected and its session goes on.
-    fn rejects_poison(&mut self, key: SessionKey, failure: &Failure, alone: bool) -> bool {
+    /// The poison rule. `true`: the message is rejected and its session goes on. A failure for which it is to blame that one
+    /// more was let in is no strike: a server that cannot take so many refuses the one that comes last, and that is again and
+    /// again the one that is repeated.
+    fn rejects_poison(&mut self, key: SessionKey, failure: &Failure, one_too_many: bool) -> bool {
         let limit = self.settings.borrow().upload.poison_attempts;
         let accepted = self.progress.accepted.load(Ordering::Relaxed);
-        let Some(entry) = self.queue.get(key).filter(|_| failure.about_the_message) else { return false };
+        let Some(entry) = self.queue.get(key).filter(|_| failure.about_the_message && !one_too_many) else { return false };
         let others = Others { accepted: accepted.saturating_sub(entry.accepted), mended: self.mended };
-        let outcome = entry.strikes.on_failure(failure.row, others, limit, alone);
-        entry.alone = outcome == StrikeOutcome::TryAlone;
-        if outcome != StrikeOutcome::Reject {
+        if entry.strikes.on_failure(failure.row, others, limit) != StrikeOutcome::Reject {
             return false;
         }
         let answer = failure.verdict.text();
