@@ -442,7 +442,8 @@ fn a_server_that_takes_few_reports_at_a_time_gets_them_all_and_is_seldom_asked_f
         let api = ManagerApi::start(Variant::Upstream);
         api.register(MAC);
         api.fault(Fault::Overload(most, Duration::from_millis(5)));
-        let daemon = hasty(&api).start();
+        // A refusal of a request too many is not even one strike.
+        let daemon = hasty(&api).set("upload.poison_attempts", "1").start();
         let mut oracle = Oracle::new(&daemon);
         drop(talk(&daemon, &mut oracle, 16, messages));
         eventually(6 * SOON, "all is through", || (daemon.metric("pending") == 0).then_some(()));

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn audio_goes_only_when_asked_for_and_within_the_cap() {
+    fn audio_goes_only_within_the_cap_and_if_there_is_any() {
         let small = [1, 2, 3];
         assert_eq!(audio_to_send(&small), Some(&small[..]));
         assert_eq!(audio_to_send(&[]), None);

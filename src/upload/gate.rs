@@ -288,13 +288,13 @@ impl Gate {
         self.open()
     }
 
-    /// An attempt failed and is to be repeated. `alone`: a connection could not be made, and nothing was accepted since
+    /// An attempt failed and is to be repeated. `unreachable`: a connection could not be made, and nothing was accepted since
     /// that attempt began. `wait`: the server's `Retry-After`, which the next knock honours.
-    pub fn later(&mut self, reason: &str, alone: bool, wait: Option<Duration>, now: Instant, random: f64) -> Change {
+    pub fn later(&mut self, reason: &str, unreachable: bool, wait: Option<Duration>, now: Instant, random: f64) -> Change {
         self.later_in_a_row += 1;
         (self.allowed, self.credit) = ((self.allowed / 2).max(1), 0);
         if self.shut.is_none() {
-            let outage = alone || self.later_in_a_row >= 2 * self.concurrency;
+            let outage = unreachable || self.later_in_a_row >= 2 * self.concurrency;
             return if outage { self.close(Closed::Outage(reason.to_owned()), wait, now, random) } else { Change::None };
         }
         if self.is_answered() {
